@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module with `main(argv)`, what it does)."""
 
-ROOMS = ("rewards", "t2i", "apps")
+ROOMS = ("rewards", "t2i", "vlm", "apps")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

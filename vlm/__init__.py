@@ -1,0 +1,1 @@
+"""Vision-language models: preference training against hallucination, builders of rejected answers, evaluation."""
