@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from palate.randomness import generator, uniform
 from palate.records import Pair
-from t2i.families.base import Conditioning, Family
+from t2i.families.base import Conditioning, Family, Frame
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Example:
 
     pixels: Tensor  # (2, 3, H, W) in [-1, 1], chosen first
     captions: tuple[str, str]
+    frames: tuple[Frame, Frame]
     timestep: Tensor  # 0-d
     noise: Tensor  # (C, h, w), shared
     vae_noise: Tensor  # (2, C, h, w)
@@ -124,8 +125,11 @@ class PairExamples(Dataset[Example]):
         )  # fmt: skip
         mirrored = self.config.flip and uniform(seed, pair.id, visit, "flip") < 0.5
         dropped = uniform(seed, pair.id, visit, "caption dropout") < self.config.caption_dropout
+        first, second = (cut(image, self.side, across, down) for image in (chosen, rejected))
+        pixels = torch.stack([first.pixels, second.pixels])
         return Example(
-            pixels=torch.stack([self._pixels(image, across, down, mirrored) for image in (chosen, rejected)]),
+            pixels=pixels.flip(-1) if mirrored else pixels,
+            frames=(first.frame, second.frame),
             captions=("", "") if dropped else self._captions(pair),
             timestep=self._draw_timestep(generator(seed, pair.id, visit, "timestep")),
             noise=torch.randn(shape, generator=generator(seed, pair.id, visit, "noise")),
@@ -144,31 +148,38 @@ class PairExamples(Dataset[Example]):
             return pair.prompt, pair.prompt
         return pair.prompt_chosen or pair.prompt, pair.prompt_rejected or pair.prompt
 
-    def _pixels(self, image: Image.Image, across: float, down: float, mirrored: bool) -> Tensor:
-        pixels = to_pixels(image, self.side, across, down)
-        return pixels.flip(-1) if mirrored else pixels
+
+class Cut(NamedTuple):
+    """A square of a picture, and where it was."""
+
+    pixels: Tensor  # (3, side, side) in [-1, 1]
+    frame: Frame
 
 
-def to_pixels(image: Image.Image, side: int, across: float = 0.5, down: float = 0.5) -> Tensor:
-    """Return `(3, side, side)` in [-1, 1]: the shorter edge resized to `side` (bicubic, antialiased), then cropped.
+def cut(image: Image.Image, side: int, across: float = 0.5, down: float = 0.5) -> Cut:
+    """Return a square: the shorter edge resized to `side` (bicubic, antialiased), then cropped.
 
     across, down: where the square lies in what is left over, 0 (left, top) to 1.
     """
+    original, left, top = (image.height, image.width), 0, 0
     if image.size != (side, side):
         scale = side / min(image.size)
         width, height = (max(side, round(length * scale)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round(across * (width - side)), round(down * (height - side))
         image = image.crop((left, top, left + side, top + side))
-    return tv.pil_to_tensor(image).float().div_(127.5).sub_(1.0)
+    pixels = tv.pil_to_tensor(image).float().div_(127.5).sub_(1.0)
+    return Cut(pixels, Frame(original, (top, left), (side, side)))
 
 
 def collate(examples: Sequence[Example], family: Family) -> Batch:
     """Return a batch of B pairs with all chosen images first."""
-    captions = [example.captions[side] for side in (0, 1) for example in examples]
+    captions, frames = (
+        [getattr(e, name)[side] for side in (0, 1) for e in examples] for name in ("captions", "frames")
+    )
     return Batch(
         pixels=torch.cat([torch.stack([e.pixels[side] for e in examples]) for side in (0, 1)]),
-        tokens=family.tokenize(captions),
+        tokens=family.tokenize(captions, frames),
         timestep=torch.stack([e.timestep for e in examples]),
         noise=torch.stack([e.noise for e in examples]),
         vae_noise=torch.cat([torch.stack([e.vae_noise[side] for e in examples]) for side in (0, 1)]),

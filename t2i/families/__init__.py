@@ -20,8 +20,36 @@ def _sd(path: str, revision: str | None) -> Family:
     return StableDiffusion.load(path, revision)
 
 
+def _sdxl(path: str, revision: str | None) -> Family:
+    from t2i.families.sdxl import StableDiffusionXL
+
+    return StableDiffusionXL.load(path, revision)
+
+
+def _sd3(path: str, revision: str | None) -> Family:
+    from t2i.families.sd3 import StableDiffusion3
+
+    return StableDiffusion3.load(path, revision)
+
+
+def _flux(path: str, revision: str | None) -> Family:
+    from t2i.families.flux import Flux
+
+    return Flux.load(path, revision)
+
+
+def _sana(path: str, revision: str | None) -> Family:
+    from t2i.families.sana import Sana
+
+    return Sana.load(path, revision)
+
+
 FAMILIES: dict[str, Callable[[str, str | None], Family]] = {
     "StableDiffusionPipeline": _sd,
+    "StableDiffusionXLPipeline": _sdxl,
+    "StableDiffusion3Pipeline": _sd3,
+    "FluxPipeline": _flux,
+    "SanaPipeline": _sana,
 }
 """Pipeline class named in model_index.json -> loader of (path or hub id, revision)."""
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 Conditioning = dict[str, Tensor]
 """Name -> tensor with a leading batch dimension, as the denoiser takes it."""
+
+
+class Frame(NamedTuple):
+    """Where a training image was cut from; sizes are (height, width) in pixels."""
+
+    original: tuple[int, int]
+    """Size of the file's picture."""
+    corner: tuple[int, int]
+    """(top, left) of what was kept, in the resized picture."""
+    size: tuple[int, int]
+    """Size of what was kept."""
 
 
 class Family(Protocol):
@@ -29,8 +40,11 @@ class Family(Protocol):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return `(C, H, W)` of the latent of an image of that many pixels."""
 
-    def tokenize(self, prompts: Sequence[str]) -> Conditioning:
-        """Return the token ids of B prompts, on the CPU; long prompts are cut before the end token."""
+    def tokenize(self, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
+        """Return the token ids of B prompts, and of B frames what the denoiser is told of them, on the CPU.
+
+        Long prompts are cut before the end token.
+        """
 
     def encode_text(self, tokens: Conditioning) -> Conditioning:
         """Return the denoiser's conditioning for B tokenised prompts."""
@@ -39,7 +53,7 @@ class Family(Protocol):
         """Return mean and standard deviation `(B, C, H, W)` of the latents of `(B, 3, h, w)` pixels in [-1, 1]."""
 
     def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """Return one timestep (0-d) from the distribution that the family is trained on."""
+        """Return one timestep (0-d, on the scale of 1000) from the distribution that the family is trained on."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the noised latents `(B, C, H, W)` at timesteps `(B,)`."""

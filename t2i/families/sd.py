@@ -12,7 +12,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from palate.errors import UserError
-from t2i.families.base import Conditioning
+from t2i.families.base import Conditioning, Frame
 
 
 class StableDiffusion:
@@ -39,7 +39,7 @@ class StableDiffusion:
         factor = self.pipeline.vae_scale_factor
         return self.pipeline.unet.config.in_channels, height // factor, width // factor
 
-    def tokenize(self, prompts: Sequence[str]) -> Conditioning:
+    def tokenize(self, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
         tokenizer = self.pipeline.tokenizer
         encoded = tokenizer(
             list(prompts),

@@ -46,7 +46,7 @@ def test_a_perfect_v_prediction_gives_back_the_image() -> None:
 def test_conditioning_and_latents_equal_the_pipeline_s(family: StableDiffusion) -> None:
     pipeline = tiny_sd()
     embeddings, _ = pipeline.encode_prompt(list(PROMPTS), "cpu", 1, do_classifier_free_guidance=False)
-    mine = family.encode_text(family.tokenize(PROMPTS))["encoder_hidden_states"]
+    mine = family.encode_text(family.tokenize(PROMPTS, []))["encoder_hidden_states"]
     torch.testing.assert_close(mine, embeddings)
     pixels = pipeline.image_processor.preprocess([noise_image(0), noise_image(1)])
     posterior = pipeline.vae.encode(pixels).latent_dist
@@ -57,7 +57,7 @@ def test_conditioning_and_latents_equal_the_pipeline_s(family: StableDiffusion) 
 
 
 def test_long_prompts_are_cut_before_the_end_token(family: StableDiffusion) -> None:
-    ids = family.tokenize(["a red circle " * 50])["input_ids"]
+    ids = family.tokenize(["a red circle " * 50], [])["input_ids"]
     tokenizer = family.pipeline.tokenizer
     assert ids.shape == (1, tokenizer.model_max_length) and int(ids[0, -1]) == tokenizer.eos_token_id
 
