@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(prog="python -m apps.objective_table", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each trial (default: 300)")
+    parser.add_argument("--steps", type=int, default=150, help="training steps of each trial (default: 150)")
     add_setting(parser, "runs/objectives")
     args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     setting = setting_of(args)
