@@ -22,7 +22,7 @@ def decode(data: bytes, name: str = "image") -> Image.Image:
     Raises UserError, beginning with `name`, for bytes that are no image, are truncated, are of a kind without a
     defined 8-bit meaning (32-bit float), or hold more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (decompression bombs).
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     bomb = (
         "{} has {} pixels, more than the limit of {} (a decompression bomb?). Scale it down, "
@@ -36,7 +36,7 @@ def decode(data: bytes, name: str = "image") -> Image.Image:
             if limit is not None and width * height > limit:
                 raise UserError(bomb.format(name, f"{width} x {height}", limit))
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image), name)
+            return to_rgb(upright(image), name)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -50,6 +50,13 @@ def decode(data: bytes, name: str = "image") -> Image.Image:
         raise UserError(
             f"{name} is broken or truncated ({type(error).__name__}: {error}). Replace the file, or leave the row out."
         ) from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a PIL image as its EXIF orientation says it stands; the image itself if that is as it lies."""
+    from PIL import ExifTags, ImageOps
+
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 
 
 def to_rgb(image: Image.Image, name: str = "This picture") -> Image.Image:

@@ -7,7 +7,6 @@ into `meta` keyed by that side's `Media.id`, never by position, so that `swap()`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from palate.checking import checked_date, checked_mapping, checked_number, checked_text, digest, settle, shown
 from palate.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class Media:
         if len(given) != 1:
             raise UserError(f"A Media holds exactly one of data, path and text; got {' and '.join(given) or 'none'}.")
         if self.data is not None and (not isinstance(self.data, bytes) or not self.data):
-            raise UserError(f"Media.data must be the bytes of an encoded image, not {_shown(self.data)}.")
+            raise UserError(f"Media.data must be the bytes of an encoded image, not {shown(self.data)}.")
         if self.path is not None and (not isinstance(self.path, str) or not self.path):
-            raise UserError(f"Media.path must be a file's path as str, not {_shown(self.path)}.")
+            raise UserError(f"Media.path must be a file's path as str, not {shown(self.path)}.")
         if self.text is not None:
-            _text("Media.text", self.text, empty=True)
+            checked_text("Media.text", self.text, empty=True)
 
     def __repr__(self) -> str:
         if self.data is not None:
@@ -60,7 +60,7 @@ class Media:
         from PIL import Image, ImageOps
 
         if not isinstance(source, Image.Image):
-            raise UserError(f"An image is encoded bytes, a path or a PIL image, not {_shown(source)}.")
+            raise UserError(f"An image is encoded bytes, a path or a PIL image, not {shown(source)}.")
         import io
 
         from palate.decoding import to_rgb
@@ -104,7 +104,7 @@ class Media:
     def decode(self) -> Image.Image:
         """Return the picture as upright 8-bit RGB (`palate.decoding.decode`); UserError if that cannot be."""
         if self.text is not None:
-            raise UserError(f"This output is a text ({_shown(self.text)}), so there is no image to decode.")
+            raise UserError(f"This output is a text ({shown(self.text)}), so there is no image to decode.")
         from palate.decoding import decode
 
         content = self.content()
@@ -130,16 +130,16 @@ class Pair:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _text("Pair.prompt", self.prompt)
+        checked_text("Pair.prompt", self.prompt)
         _same_kind("Pair", (self.chosen, self.rejected))
         for name in ("prompt_chosen", "prompt_rejected"):
             if getattr(self, name) is not None:
-                _text(f"Pair.{name}", getattr(self, name))
-        _set(self, "p_chosen", _number("Pair.p_chosen", self.p_chosen, 0, 1))
+                checked_text(f"Pair.{name}", getattr(self, name))
+        settle(self, "p_chosen", checked_number("Pair.p_chosen", self.p_chosen, 0, 1))
         if self.score_gap is not None:
-            _set(self, "score_gap", _number("Pair.score_gap", self.score_gap))
-        _text("Pair.source", self.source, empty=True)
-        _set(self, "meta", _mapping("Pair.meta", self.meta))
+            settle(self, "score_gap", checked_number("Pair.score_gap", self.score_gap))
+        checked_text("Pair.source", self.source, empty=True)
+        settle(self, "meta", checked_mapping("Pair.meta", self.meta))
 
     @cached_property
     def id(self) -> str:
@@ -151,11 +151,7 @@ class Pair:
             (media.id, "" if caption is None else caption)
             for media, caption in ((self.chosen, self.prompt_chosen), (self.rejected, self.prompt_rejected))
         )
-        digest = blake2b(digest_size=16)
-        for part in (self.prompt, *(part for side in sides for part in side)):
-            encoded = part.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return digest.hexdigest()
+        return digest([self.prompt, *(part for side in sides for part in side)])
 
     def swap(self) -> Pair:
         """Return the same statement with the sides exchanged: captions move along, p becomes 1 - p, the gap -gap."""
@@ -187,15 +183,15 @@ class Vote:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _text("Vote.prompt", self.prompt)
+        checked_text("Vote.prompt", self.prompt)
         _same_kind("Vote", (self.a, self.b))
         if self.outcome not in OUTCOMES:
             raise UserError(unknown("vote outcome", str(self.outcome), OUTCOMES))
         for name in ("voter", "battle", "model_a", "model_b", "created"):
-            _text(f"Vote.{name}", getattr(self, name), empty=True)
+            checked_text(f"Vote.{name}", getattr(self, name), empty=True)
         if self.created:
-            _date("Vote.created", self.created)
-        _set(self, "meta", _mapping("Vote.meta", self.meta))
+            checked_date("Vote.created", self.created)
+        settle(self, "meta", checked_mapping("Vote.meta", self.meta))
 
     def swap(self) -> Vote:
         """Return the same judgement with `a` and `b` exchanged, the outcome flipped along."""
@@ -216,14 +212,14 @@ class Rating:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _text("Rating.prompt", self.prompt)
+        checked_text("Rating.prompt", self.prompt)
         _same_kind("Rating", (self.output,))
-        _text("Rating.unit", self.unit)
-        _set(self, "value", _number("Rating.value", self.value))
+        checked_text("Rating.unit", self.unit)
+        settle(self, "value", checked_number("Rating.value", self.value))
         if self.unit == "label" and self.value not in (0, 1):
             raise UserError(f"Rating.value in the unit 'label' must be 0 or 1, not {self.value}. Name another unit.")
-        _text("Rating.source", self.source, empty=True)
-        _set(self, "meta", _mapping("Rating.meta", self.meta))
+        checked_text("Rating.source", self.source, empty=True)
+        settle(self, "meta", checked_mapping("Rating.meta", self.meta))
 
 
 @dataclass(frozen=True)
@@ -238,75 +234,26 @@ class Ranking:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _text("Ranking.prompt", self.prompt)
+        checked_text("Ranking.prompt", self.prompt)
         for name in ("outputs", "scores"):
             if isinstance(getattr(self, name), (str, bytes)) or not hasattr(getattr(self, name), "__iter__"):
-                raise UserError(f"Ranking.{name} must be a sequence, not {_shown(getattr(self, name))}.")
-            _set(self, name, tuple(getattr(self, name)))
+                raise UserError(f"Ranking.{name} must be a sequence, not {shown(getattr(self, name))}.")
+            settle(self, name, tuple(getattr(self, name)))
         if len(self.outputs) < 2 or len(self.outputs) != len(self.scores):
             raise UserError(
                 f"A Ranking needs at least 2 outputs and one score for each; "
                 f"got {len(self.outputs)} outputs and {len(self.scores)} scores."
             )
         _same_kind("Ranking", self.outputs)
-        _set(self, "scores", tuple(_number(f"Ranking.scores[{k}]", s) for k, s in enumerate(self.scores)))
-        _text("Ranking.unit", self.unit)
-        _text("Ranking.source", self.source, empty=True)
-        _set(self, "meta", _mapping("Ranking.meta", self.meta))
-
-
-def _set(record: Any, name: str, value: Any) -> None:
-    object.__setattr__(record, name, value)  # the frozen dataclass's own way of normalising a field once
-
-
-def _shown(value: Any) -> str:
-    """Return `value` for a message: its type and at most 60 characters of it."""
-    text = repr(value[:60] if isinstance(value, (str, bytes)) else value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def _text(name: str, value: Any, empty: bool = False) -> None:
-    if not isinstance(value, str):
-        raise UserError(f"{name} must be a str, not {_shown(value)}.")
-    if not empty and not value.strip():
-        raise UserError(f"{name} is empty. Give it a text, or leave the record out.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{name} is not valid Unicode (a lone surrogate): {_shown(value)}. Decode it again.") from None
-
-
-def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError
-        number = float(value)  # int, bool, Decimal, and the scalars of numpy, arrow and torch
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name} must be a number, not {_shown(value)}.") from None
-    if not math.isfinite(number) or not low <= number <= high:
-        span = "finite" if math.isinf(low) else f"from {low:g} to {high:g}"
-        raise UserError(f"{name} must be {span}, not {number}.")
-    return number
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name} must be a mapping, not {_shown(value)}.")
-    return dict(value)
+        settle(self, "scores", tuple(checked_number(f"Ranking.scores[{k}]", s) for k, s in enumerate(self.scores)))
+        checked_text("Ranking.unit", self.unit)
+        checked_text("Ranking.source", self.source, empty=True)
+        settle(self, "meta", checked_mapping("Ranking.meta", self.meta))
 
 
 def _same_kind(name: str, outputs: tuple[Any, ...]) -> None:
     for output in outputs:
         if not isinstance(output, Media):
-            raise UserError(f"An output of a {name} must be a Media, not {_shown(output)}. See Media.image, of_text.")
+            raise UserError(f"An output of a {name} must be a Media, not {shown(output)}. See Media.image, of_text.")
     if len({output.is_image for output in outputs}) > 1:
         raise UserError(f"The outputs of a {name} must all be images or all be texts.")
-
-
-def _date(name: str, value: str) -> None:
-    from datetime import datetime
-
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        raise UserError(f"{name} must be a date in ISO 8601 such as 2026-01-31T12:00:00Z, not {value!r}.") from None

@@ -153,6 +153,27 @@ def share(
     return Estimate(value, low, high, array.size, "share", method, level, groups, missing=missing)
 
 
+def ratio(
+    parts: Sequence[float] | np.ndarray,
+    totals: Sequence[float] | np.ndarray,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """Return sum(parts) / sum(totals) of N observations, 0 <= part <= total each, with its interval.
+
+    Use it where an observation counts several times or not at all: hallucinated of all objects in a caption, precision
+    (right of those said yes), F1 (2 TP of 2 TP + FP + FN). `n` is the sum of the totals.
+    """
+    part, total = (np.asarray(values, dtype=float) for values in (parts, totals))
+    if part.shape != total.shape or part.ndim != 1:
+        raise UserError(f"Parts and totals are two lists of one length; got shapes {part.shape} and {total.shape}.")
+    if not np.all((part >= 0) & (part <= total)):
+        raise UserError("A ratio is made of parts between 0 and their totals. Use mean_interval for other values.")
+    value, low, high, groups, method = _share(part, total, _codes(clusters, len(part)), level)
+    return Estimate(value, low, high, int(total.sum()), "share", method, level, groups)
+
+
 def mean_interval(
     values: Sequence[float] | np.ndarray, *, clusters: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> Estimate:
@@ -208,7 +229,7 @@ def _share(
     codes = np.unique(codes[counts], return_inverse=True)[1]
     groups = int(codes.max()) + 1
     value = float(credit.sum() / n)
-    if groups == len(credit) and not np.any((credit > 0) & (credit < 1)):
+    if groups == len(credit) and np.all(weight == 1) and not np.any((credit > 0) & (credit < 1)):
         return value, *_wilson(value, n, float(stats.norm.ppf(0.5 + level / 2))), groups, "Wilson"
     if groups == 1:
         return value, 0.0, 1.0, 1, "one cluster: spread unknown"

@@ -12,15 +12,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, overload
 
-from palate.errors import UserError, unknown
+from palate.errors import UserError
 from palate.readers import canonical, metadata_jsonl, pickapic
+from palate.readers.choosing import check_options, choose, sniffed
 from palate.readers.pairs import PairDataset, PairStream, Position
-from palate.readers.reader import ON_BAD_ROW, TIES, BadRow, OnBadRow, Reader, Ties
-from palate.readers.writing import write_pairs
+from palate.readers.reader import BadRow, OnBadRow, Reader, Ties
+from palate.readers.writing import write_answer_pairs, write_pairs
+from palate.records import Pair
 
-__all__ = ["READERS", "BadRow", "PairDataset", "PairStream", "Position", "Reader", "open_pairs", "sniff", "write_pairs"]
+__all__ = [
+    "READERS",
+    "BadRow",
+    "PairDataset",
+    "PairStream",
+    "Position",
+    "Reader",
+    "open_pairs",
+    "sniff",
+    "write_answer_pairs",
+    "write_pairs",
+]
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, Reader[Pair]] = {
     "canonical": canonical.READER,
     "metadata_jsonl": metadata_jsonl.READER,
     "pickapic": pickapic.READER,
@@ -28,16 +41,8 @@ READERS: dict[str, Reader] = {
 
 
 def sniff(columns: Iterable[str], name: str = "The data") -> str:
-    """Return the name of the one format whose columns are all there. UserError lists what was found and needed."""
-    present = sorted(set(columns))
-    fitting = [reader.name for reader in READERS.values() if set(reader.needs) <= set(present)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise UserError(f"{name} fits the formats {' and '.join(fitting)}. Say which with format=.")
-    needs = "; ".join(f"{reader.name} needs {', '.join(reader.needs)}" for reader in READERS.values())
-    found = ", ".join(present[:30]) or "none"
-    raise UserError(f"{name} has columns of no known format. Found: {found}. Known: {needs}. Rename the columns.")
+    """Return the name of the one format of READERS whose columns are all there; UserError if there is none."""
+    return sniffed(columns, READERS, name).name
 
 
 @overload
@@ -103,37 +108,18 @@ def open_pairs(
 
     Raises UserError for a path, format, split or option that cannot be, and where no row is usable.
     """
-    for option, given, known in (("ties", ties, TIES), ("on_bad_row", on_bad_row, ON_BAD_ROW)):
-        if given not in known:
-            raise UserError(unknown(f"value of {option}:", str(given), known))
-    if format != "auto" and format not in READERS:
-        raise UserError(unknown("data format", format, (*READERS, "auto")))
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1, not {limit}. Leave it out to read all.")
+    check_options(format, READERS, ties, on_bad_row, limit)
     if start < 0 or (start and not streaming):
         raise UserError(f"start={start}: expected a row from 0 on, and streaming=True. Index a PairDataset instead.")
     from palate.readers.opening import open_stream, open_table
 
     if streaming:
         source = open_stream(str(path), split, revision)
-        reader = _reader(format, source.columns, str(path))
+        reader = choose(format, source.columns, READERS, str(path))
         return PairStream(source, reader, ties=ties, on_bad_row=on_bad_row, limit=limit, start=start)
     table = open_table(str(path), split, revision)
-    reader = _reader(format, table.columns, str(path))
+    reader = choose(format, table.columns, READERS, str(path))
     pairs = PairDataset(table, reader, ties=ties, on_bad_row=on_bad_row, limit=limit)
     if not len(pairs):
         raise UserError(f"There is no usable pair. {pairs.summary()}")
     return pairs
-
-
-def _reader(format: str, columns: tuple[str, ...], path: str) -> Reader:
-    if format == "auto":
-        return READERS[sniff(columns, repr(path))]
-    reader = READERS[format]
-    absent = [name for name in reader.needs if name not in columns]
-    if absent:
-        raise UserError(
-            f"{path!r} lacks the columns {', '.join(absent)} that the format {format!r} needs. "
-            f"Found: {', '.join(columns) or 'none'}. Rename the columns, or name another format."
-        )
-    return reader

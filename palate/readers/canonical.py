@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from palate.readers.columns import blank, floats, null
-from palate.readers.reader import Reader, Rows, Unreadable, Verdict, image
+from palate.readers.columns import blank, null
+from palate.readers.reader import Reader, Rows, Verdict, gap_of, image, judge_labels, meta_of
 from palate.records import Pair
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ CAPTIONS = ("prompt_chosen", "prompt_rejected")
 
 
 def judge(columns: Mapping[str, Column]) -> Verdict:
-    """`p_chosen` is 1 where the column is absent; a null in a column that is there is a bad row, not a win."""
     prompts = blank("prompt", columns["prompt"])
     verdict = Verdict(p_first=np.ones(len(prompts)))
     verdict.blame(prompts, "prompt is empty or not text", "Give it a text, or leave the row out.")
@@ -28,21 +25,11 @@ def judge(columns: Mapping[str, Column]) -> Verdict:
         if name in columns:
             empty = blank(name, columns[name]) & ~null(columns[name])
             verdict.blame(empty, f"{name} is empty or not text", "Give it a text, or null where there is none.")
-    if "p_chosen" in columns:
-        p = verdict.p_first = floats("p_chosen", columns["p_chosen"]).copy()
-        verdict.blame(
-            np.isnan(p), "p_chosen is missing", "1 is a certain win, 0.5 a tie; drop the column if all are 1."
-        )
-        with np.errstate(invalid="ignore"):
-            verdict.blame((p < 0) | (p > 1), "p_chosen is out of range", "It is a probability, from 0 to 1.")
-    if "score_gap" in columns:
-        infinite = np.isinf(floats("score_gap", columns["score_gap"]))
-        verdict.blame(infinite, "score_gap is infinite", "Give a finite difference, or null.")
+    judge_labels(verdict, columns)
     return verdict
 
 
 def build(row: Mapping[str, Any], p_first: float, rows: Rows) -> Pair:
-    gap = row.get("score_gap")
     return Pair(
         prompt=row["prompt"],
         chosen=image("chosen", row["chosen"], rows),
@@ -50,24 +37,10 @@ def build(row: Mapping[str, Any], p_first: float, rows: Rows) -> Pair:
         prompt_chosen=row.get("prompt_chosen"),
         prompt_rejected=row.get("prompt_rejected"),
         p_chosen=p_first,
-        score_gap=None if gap is None or (isinstance(gap, float) and math.isnan(gap)) else gap,
+        score_gap=gap_of(row.get("score_gap")),
         source=row.get("source") or "",
-        meta=_meta(row.get("meta")),
+        meta=meta_of(row.get("meta")),
     )
-
-
-def _meta(value: Any) -> Mapping[str, Any]:
-    """`meta` is a JSON object as text (what `write_pairs` writes) or a struct; null and "" are empty."""
-    if value in (None, ""):
-        return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Unreadable("meta is not JSON", "Write a JSON object, or leave it null.") from None
-    if not isinstance(value, Mapping):
-        raise Unreadable(f"meta is a {type(value).__name__}", "Write a JSON object, or leave it null.")
-    return value
 
 
 READER = Reader(

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from palate.errors import UserError
+from palate.readers.json_rows import JsonRows
 from palate.readers.reader import Rows
-from palate.readers.sources import InOrder, JsonLines, LazyStream, Source, StreamSource, TableSource
+from palate.readers.sources import InOrder, LazyStream, Source, StreamSource, TableSource
 
 if TYPE_CHECKING:
     import datasets
 
 METADATA = "metadata.jsonl"
 EXPECTED = (
-    f"Expected a parquet file, a folder of parquet files, a folder that datasets' save_to_disk wrote, "
-    f"a folder with {METADATA}, or a hub id such as owner/name@revision."
+    f"Expected a parquet file, a .json or .jsonl file, a folder of parquet files, a folder that datasets' save_to_disk "
+    f"wrote, a folder with {METADATA}, or a hub id such as owner/name@revision."
 )
 # A hub id is two names with one slash; what else looks like a path is a path.
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?")
@@ -75,16 +76,18 @@ def _local(path: str, split: str, revision: str | None) -> Source | list[str] | 
     if revision is not None:
         raise UserError(f"{path!r} is on this machine, so it has no revision {revision!r}. Leave the revision out.")
     if files or here.is_file():
+        _whole(path, split)
         files = files or [str(here)]
+        if files == [str(here)] and here.suffix in (".json", ".jsonl"):
+            return JsonRows(here, absolute=True)
         if not all(file.endswith(".parquet") for file in files):
             raise UserError(f"{path!r} is not a parquet file. {EXPECTED}")
-        _whole(path, split)
         return files
     if (here / METADATA).is_file():
         _whole(path, split)
-        return JsonLines(here / METADATA)
+        return JsonRows(here / METADATA, absolute=False)
     if (here / split / METADATA).is_file():
-        return JsonLines(here / split / METADATA)
+        return JsonRows(here / split / METADATA, absolute=False)
     if (here / "state.json").is_file() or (here / "dataset_dict.json").is_file():
         return TableSource(path, _saved(here, split), Rows(root=here))
     return _files_of(here, split)

@@ -38,7 +38,7 @@ def build(row: Mapping[str, Any], p_first: float, rows: Rows) -> Pair:
     win, lose = (0, 1) if p_first >= 0.5 else (1, 0)
     outputs = [image(f"jpg_{side}", row[f"jpg_{side}"], rows) for side in (0, 1)]
     meta: dict[str, Any] = {name: text_of(row[name]) for name in PROVENANCE if row.get(name) is not None}
-    models = {outputs[side].id: row[f"model_{side}"] for side in (0, 1) if row.get(f"model_{side}")}
+    models = {outputs[side].id: text_of(row[f"model_{side}"]) for side in (0, 1) if row.get(f"model_{side}")}
     if models:
         meta["models"] = models
     return Pair(

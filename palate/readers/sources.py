@@ -1,14 +1,10 @@
-"""Where rows come from, whatever they mean: an arrow table, a file of JSON lines, a stream."""
+"""Where rows come from, whatever they mean: an arrow table, a stream (and see `json_rows`)."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-
-import numpy as np
 
 from palate.errors import UserError
 from palate.readers.reader import Rows, Unreadable
@@ -58,16 +54,11 @@ class TableSource:
     """A memory-mapped `datasets.Dataset`. Images stay encoded."""
 
     def __init__(self, name: str, dataset: datasets.Dataset, rows: Rows) -> None:
-        import datasets as hf
-
-        for column, feature in dataset.features.items():
-            if isinstance(feature, hf.Image):
-                dataset = dataset.cast_column(column, hf.Image(decode=False))
         self.name = name
         self.columns = tuple(dataset.column_names)
         self.rows = rows
         self.broken: Mapping[int, tuple[str, str]] = {}
-        self._dataset = dataset.with_format(None)
+        self._dataset = dataset.with_format("arrow")  # as stored: decodes no image
         self._narrow = (list(self.columns), self._dataset)
 
     def __len__(self) -> int:
@@ -76,67 +67,11 @@ class TableSource:
     def row(self, index: int, columns: list[str]) -> Mapping[str, Any]:
         if self._narrow[0] != columns:
             self._narrow = (columns, self._dataset.select_columns(columns))
-        return self._narrow[1][index]
+        return self._narrow[1][index].to_pylist()[0]
 
     def table(self, columns: list[str]) -> Mapping[str, Column]:
-        table = self._dataset.select_columns(columns).with_format("arrow")[:]
+        table = self._dataset.select_columns(columns)[:]
         return {name: table.column(name) for name in columns}
-
-
-class JsonLines:
-    """A metadata.jsonl, kept on disk: memory holds where each line begins. Blank lines are no rows."""
-
-    def __init__(self, file: Path) -> None:
-        self.name = str(file)
-        self.rows = Rows(root=file.parent, absolute=False)
-        self._file = file
-        broken: dict[int, tuple[str, str]] = {}
-        columns: dict[str, None] = {}
-        offsets: list[int] = []
-        at = 0
-        try:
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines):
-                    if line.strip():
-                        try:
-                            columns.update(dict.fromkeys(_parse(line)))
-                        except UserError as error:
-                            broken[len(offsets)] = (str(error), f"See line {number + 1} of {file.name}.")
-                        offsets.append(at)
-                    at += len(line)
-        except OSError as error:
-            raise UserError(f"Cannot read {self.name!r}: {error.strerror}.") from None
-        self.broken: Mapping[int, tuple[str, str]] = broken
-        self.columns = tuple(columns)
-        self._offsets = np.array(offsets, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def row(self, index: int, columns: list[str]) -> Mapping[str, Any]:
-        with self._file.open("rb") as lines:
-            lines.seek(int(self._offsets[index]))
-            row = _parse(lines.readline())
-        return {name: row.get(name) for name in columns}
-
-    def table(self, columns: list[str]) -> Mapping[str, Column]:
-        table: dict[str, list[Any]] = {name: [] for name in columns}
-        with self._file.open("rb") as lines:
-            for index, line in enumerate(filter(bytes.strip, lines)):
-                row = {} if index in self.broken else _parse(line)
-                for name in columns:
-                    table[name].append(row.get(name))
-        return table
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UserError("the line is not a JSON object")
-    return row
 
 
 class InOrder:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from palate.conversations import AnswerPair
 from palate.errors import UserError
-from palate.records import Pair
+from palate.records import Media, Pair
+
+if TYPE_CHECKING:
+    import datasets
+
+    Row: TypeAlias = dict[str, Any]
 
 FILE = "train-00000-of-00001.parquet"
 GROUP_ROWS = 100
 GROUP_BYTES = 64 * 2**20
+Record = TypeVar("Record", bound=Pair | AnswerPair)
 
 
 def write_pairs(pairs: Iterable[Pair], folder_or_parquet: str | Path) -> int:
@@ -27,6 +34,25 @@ def write_pairs(pairs: Iterable[Pair], folder_or_parquet: str | Path) -> int:
     The file appears at once when all is written, and replaces one of that name; after an error there is none.
     Raises UserError for no pairs, text outputs, unreadable files, and meta that JSON cannot hold.
     """
+    return _write_whole(pairs, folder_or_parquet, Pair, _image_row, _image_features())
+
+
+def write_answer_pairs(pairs: Iterable[AnswerPair], folder_or_parquet: str | Path) -> int:
+    """Write pairs of answers in the canonical format and return how many; as `write_pairs` in all else.
+
+    The columns are those of TRL's vision preference format: images, prompt, chosen, rejected (messages), which TRL
+    trains on as they are, with rejected_images, p_chosen, score_gap, source and meta (JSON) beside them.
+    """
+    return _write_whole(pairs, folder_or_parquet, AnswerPair, _answer_row, _answer_features())
+
+
+def _write_whole(
+    records: Iterable[Record],
+    folder_or_parquet: str | Path,
+    kind: type[Record],
+    row: Callable[[Record], Row],
+    features: datasets.Features,
+) -> int:
     target = Path(folder_or_parquet).expanduser()
     if target.suffix != ".parquet":
         others = sorted(file.name for file in target.glob("*.parquet") if file.name != FILE)
@@ -36,7 +62,7 @@ def write_pairs(pairs: Iterable[Pair], folder_or_parquet: str | Path) -> int:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        count = _write(pairs, partial)
+        count = _write(_rows(records, kind, row), partial, features)
         if count == 0:
             raise UserError(f"There are no pairs to write to {str(target)!r}.")
         with partial.open("rb+") as written:
@@ -50,13 +76,48 @@ def write_pairs(pairs: Iterable[Pair], folder_or_parquet: str | Path) -> int:
     return count
 
 
-def _write(pairs: Iterable[Pair], file: Path) -> int:
-    import datasets as hf
+def _rows(records: Iterable[Record], kind: type[Record], row: Callable[[Record], Row]) -> Iterable[Row]:
+    for index, record in enumerate(records):
+        if not isinstance(record, kind):
+            given, wanted = type(record).__name__, f"{kind.__module__}.{kind.__name__}"
+            raise UserError(f"Item {index} (counted from 0) is a {given}; expected a {wanted}.")
+        try:
+            yield row(record)
+        except UserError as error:
+            raise UserError(f"Pair {index} (counted from 0): {error}") from None
+
+
+def _write(rows: Iterable[Row], file: Path, features: datasets.Features) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = features.arrow_schema  # carries the features in its metadata, by which `datasets` knows the images
+    count, group, held = 0, [], 0
+    with pq.ParquetWriter(file, schema) as writer:
+        for row in rows:
+            count += 1
+            group.append(row)
+            held += sum(len(image["bytes"]) for image in _images_in(row))
+            if len(group) == GROUP_ROWS or held > GROUP_BYTES:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                group, held = [], 0
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+    return count
+
+
+def _images_in(row: Row) -> Iterable[Mapping[str, bytes]]:
+    for value in row.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict) and "bytes" in item:
+                yield item
+
+
+def _image_features() -> datasets.Features:
+    import datasets as hf
+
     text, number, image = hf.Value("string"), hf.Value("float64"), hf.Image()
-    features = hf.Features(
+    return hf.Features(
         prompt=text,
         chosen=image,
         rejected=image,
@@ -67,44 +128,69 @@ def _write(pairs: Iterable[Pair], file: Path) -> int:
         source=text,
         meta=text,
     )
-    schema = features.arrow_schema  # carries the features in its metadata, by which `datasets` knows the images
-    count, group, held = 0, [], 0
-    with pq.ParquetWriter(file, schema) as writer:
-        for count, pair in enumerate(pairs, 1):
-            row, size = _row(count - 1, pair)
-            group.append(row)
-            held += size
-            if len(group) == GROUP_ROWS or held > GROUP_BYTES:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group, held = [], 0
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, schema))
-    return count
 
 
-def _row(index: int, pair: Pair) -> tuple[dict[str, Any], int]:
-    if not isinstance(pair, Pair):
-        raise UserError(f"Item {index} (counted from 0) is a {type(pair).__name__}; expected a palate.records.Pair.")
+def _image_row(pair: Pair) -> Row:
     if not pair.chosen.is_image:
-        raise UserError(f"Pair {index} (counted from 0) compares texts; this format holds pairs of images.")
-    try:
-        meta = json.dumps(dict(pair.meta), ensure_ascii=False)
-        meta.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"Pair {index} (counted from 0): meta is not JSON ({error}). Convert its values.") from None
-    try:
-        chosen, rejected = pair.chosen.content(), pair.rejected.content()
-    except UserError as error:
-        raise UserError(f"Pair {index} (counted from 0): {error}") from None
-    row = {
+        raise UserError("it compares texts; this format holds pairs of images.")
+    return {
         "prompt": pair.prompt,
-        "chosen": {"bytes": chosen, "path": None},
-        "rejected": {"bytes": rejected, "path": None},
+        "chosen": _embedded(pair.chosen),
+        "rejected": _embedded(pair.rejected),
         "prompt_chosen": pair.prompt_chosen,
         "prompt_rejected": pair.prompt_rejected,
         "p_chosen": pair.p_chosen,
         "score_gap": pair.score_gap,
         "source": pair.source,
-        "meta": meta,
+        "meta": _json(pair.meta),
     }
-    return row, len(chosen) + len(rejected)
+
+
+def _answer_features() -> datasets.Features:
+    import datasets as hf
+
+    text, number, images = hf.Value("string"), hf.Value("float64"), hf.List(hf.Image())
+    messages = hf.List({"role": text, "content": hf.List({"type": text, "text": text})})
+    return hf.Features(
+        images=images,
+        prompt=messages,
+        chosen=messages,
+        rejected=messages,
+        rejected_images=images,
+        p_chosen=number,
+        score_gap=number,
+        source=text,
+        meta=text,
+    )
+
+
+def _answer_row(pair: AnswerPair) -> Row:
+    others = pair.rejected_images
+    return {
+        "images": [_embedded(image) for image in pair.images],
+        "prompt": [message.template() for message in pair.prompt],
+        "chosen": [_answer(pair.chosen)],
+        "rejected": [_answer(pair.rejected)],
+        "rejected_images": None if others is None else [_embedded(image) for image in others],
+        "p_chosen": pair.p_chosen,
+        "score_gap": pair.score_gap,
+        "source": pair.source,
+        "meta": _json(pair.meta),
+    }
+
+
+def _answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def _embedded(image: Media) -> dict[str, Any]:
+    return {"bytes": image.content(), "path": None}
+
+
+def _json(meta: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps(dict(meta), ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"meta is not JSON ({error}). Convert its values.") from None
+    return text

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from palate.config import find_recipe, load_config, recipe_names
 from palate.errors import UserError
+from rewards.settings import RewardConfig
 from t2i.settings import T2IConfig
+from vlm.settings import VLMConfig
 
 ROOT = Path(__file__).parents[2]
+
+
+TRAINERS = {"t2i": T2IConfig, "vlm": VLMConfig, "rewards": RewardConfig}
 
 
 def load(*argv: str) -> tuple[T2IConfig, str]:
@@ -68,6 +74,9 @@ def test_help_states_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses_and_says_how_to_launch(name: str) -> None:
-    load("--config", name)
     text = find_recipe(name).read_text()
-    assert text.startswith("# ") and f"--config {name}" in text.split("\nout:")[0]
+    head = text.split("\nout:")[0]
+    assert text.startswith("# ") and f"--config {name}" in head
+    (room,) = set(re.findall(r"(?:-m (\w+)\.train|palate train (\w+))", head))
+    trainer = "".join(room)
+    load_config(TRAINERS[trainer], ["--config", name], f"{trainer}.train")

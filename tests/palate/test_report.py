@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from palate.errors import UserError
-from palate.report import Card, Chart, Grid, Line, Report, Row, Step, Table, render, write_report
+from palate.report import Card, Chart, Grid, Line, Report, Row, Said, Sayings, Step, Table, render, write_report
 from palate.statistics import mean_interval, share, win_rate
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -219,3 +219,12 @@ def test_refusals() -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, palate.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_marked_pieces_of_answers_are_marked_and_escaped() -> None:
+    said = Said("what?", _image("red"), before=[("A <b> ", False), ("cat & dog", True), (".", False)], after=[])
+    html = render(Report("t", "l", sayings=[Sayings("Answers", [said], marks="not in the picture")]))
+    assert "A &lt;b&gt; <mark>cat &amp; dog</mark>." in html
+    page = Page(html)
+    assert page.all("img")[0]["alt"] == "what?" and len(page.all("mark")) == 2  # the key, and the piece
+    assert "(nothing)" in html and "not in the picture" in html

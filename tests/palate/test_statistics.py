@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from palate.errors import UserError
-from palate.statistics import mean_interval, outcomes_by_score, share, win_rate
+from palate.statistics import mean_interval, outcomes_by_score, ratio, share, win_rate
 
 
 def test_wilson_by_hand() -> None:
@@ -193,3 +193,26 @@ def test_equal_shares_in_every_prompt_do_not_claim_certainty() -> None:
     estimate = share([0.7, 0.7, 0.7, 0, 0, 0, 0] * 5, clusters=[i // 7 for i in range(35)])
     assert estimate.value == pytest.approx(0.3)
     assert estimate.high - estimate.low > 0.5
+
+
+def test_a_ratio_is_the_share_of_its_single_counts() -> None:
+    """(1, 0, 3) of (2, 0, 4) in clusters x, x, y: the share of the six counts 1 0 in x and 1 1 1 0 in y."""
+    whole = ratio([1, 0, 3], [2, 0, 4], clusters=["x", "x", "y"])
+    single = share([1, 0, 1, 1, 1, 0], clusters=["x"] * 2 + ["y"] * 4)
+    assert whole == single and whole.value == pytest.approx(4 / 6) and whole.n == 6
+
+
+def test_an_observation_that_counts_several_times_is_one_observation() -> None:
+    """Two captions with 0 of 50 and 50 of 50: not 100 independent objects, so nearly nothing is known."""
+    estimate = ratio([0, 50], [50, 50])
+    assert estimate.value == 0.5 and estimate.high - estimate.low > 0.9
+    assert ratio([0, 1, 1], [1, 1, 1]) == share([0, 1, 1])
+
+
+def test_a_ratio_of_nothing_and_of_too_much() -> None:
+    assert math.isnan(ratio([0, 0], [0, 0]).value) and ratio([], []).n == 0
+    for parts, totals in (([2], [1]), ([-1], [1]), ([math.nan], [1])):
+        with pytest.raises(UserError, match="between 0 and their totals"):
+            ratio(parts, totals)
+    with pytest.raises(UserError, match="one length"):
+        ratio([1], [1, 2])
