@@ -1,137 +1,39 @@
-"""Similarity of prompt and image under any open_clip model.
+"""open_clip models as towers, and as scorers of similarity.
 
-The score is `<t, v>` of the L2-normalised embeddings ("cosine", -1..1), or the model's own logit
-`exp(logit_scale) * <t, v> + logit_bias` ("logits"; the bias is 0 except in SigLIP). Orders agree within one model; the
-units do not compare. Images pass through the model's own evaluation transform (PIL, hence antialiased), texts through
-its own tokenizer, which keeps the end mark when it truncates.
+A plain CLIP is made without weights and given those of the file, mapped into memory; drawing random weights first, as
+open_clip.create_model does, takes ten times as long as all the rest. Other kinds (SigLIP, CoCa, timm towers) go its way.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b, file_digest
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-import numpy as np
 import open_clip
 import torch
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from palate.errors import UserError, unknown
+from palate.errors import UserError
 from palate.hub import explain_hub_error, split_revision
+from rewards.cache import Cache
+from rewards.devices import Dtype, find_device, find_dtype, torch_dtype
 from rewards.loading import OPEN_CLIP_CONFIG
-from rewards.protocol import ImageLike, ScoreBatch
-from rewards.rows import Rows, gather
+from rewards.preprocess import of_open_clip
+from rewards.similarity import FORMULAS, ClipScorer, find_formula
+from rewards.text import OpenClipTokenizer
+from rewards.towers import Embedder, Towers
+from rewards.weights import Loaded, assign, content_hash, read_state, shared
 
-T = TypeVar("T")
-Convention = Literal["cosine", "logits"]
-Dtype = Literal["float32", "float16", "bfloat16"]
-UNITS: dict[str, str] = {"cosine": "cosine", "logits": "logit"}
+Convention = Literal["cosine", "logits", "original", "torchmetrics"]
+UNITS: dict[str, str] = {name: formula.unit for name, formula in FORMULAS.items()}
+OpenClipScorer = ClipScorer
 _PRECISION: dict[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # In open_clip's own order of preference.
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-_MANY_BATCHES = 8  # From here on a progress bar is worth its line.
-
-
-class OpenClipScorer:
-    """A loaded open_clip model as a `Scorer`. Made by `load`.
-
-    name, unit: as in ScoreBatch. weights, preprocess, dtype: what a cache key needs besides the content.
-    """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: Callable[[list[str]], Tensor],
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        name: str,
-        weights: str,
-        preprocess: str,
-        convention: Convention,
-        dtype: Dtype,
-        device: torch.device,
-        batch_size: int,
-    ) -> None:
-        self.name, self.unit = name, UNITS[convention]
-        self.weights, self.preprocess, self.dtype = weights, preprocess, dtype
-        self._model: Any = model.eval().requires_grad_(False)
-        self._tokenizer, self._transform = tokenizer, transform
-        self._convention, self._device, self._batch_size = convention, device, batch_size
-
-    def score(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> ScoreBatch:
-        """Return the score of each row; see `rewards.protocol.Scorer`.
-
-        Each distinct prompt and each distinct image passes through the model once.
-        """
-        rows = gather(prompts, images)
-        pictures = self._embed_images(rows)
-        texts = self.embed_prompts(rows.prompts)
-        values = np.full(len(rows), np.nan)
-        ok = np.flatnonzero(rows.ok)
-        if len(ok):
-            text = texts[torch.from_numpy(rows.prompt_of[ok])].double()
-            picture = pictures[torch.from_numpy(rows.image_of[ok])].double()
-            values[ok] = self._scaled((text * picture).sum(-1)).numpy()
-        rows.fail(
-            np.flatnonzero(rows.ok & ~np.isfinite(values)),
-            f"The model's answer is not a finite number in {self.dtype}. Load it with dtype='float32'.",
-        )
-        values[~rows.ok] = np.nan
-        return ScoreBatch(
-            values, self.name, self.unit, self.weights, self.preprocess, dtype=self.dtype, failures=rows.failures
-        )
-
-    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Return (N, D) float32 unit vectors on the CPU, one per prompt."""
-        batches = [list(prompts[i : i + self._batch_size]) for i in range(0, len(prompts), self._batch_size)]
-        parts = []
-        for batch in _watched(batches, len(batches), f"{self.name}: prompts"):
-            with torch.inference_mode():
-                parts.append(self._unit(self._model.encode_text(self._tokenizer(batch).to(self._device))))
-        return torch.cat(parts) if parts else torch.empty(0, 0)
-
-    def embed_images(self, images: Sequence[ImageLike]) -> Tensor:
-        """Return (N, D) float32 unit vectors on the CPU, one per image; a row of NaN where an image is unreadable."""
-        rows = gather(["-"] * len(images), images)
-        embeddings = self._embed_images(rows)
-        index = torch.from_numpy(rows.image_of)
-        found = torch.full((len(rows), embeddings.shape[1]), torch.nan)
-        found[index >= 0] = embeddings[index[index >= 0]]
-        return found
-
-    def _embed_images(self, rows: Rows) -> Tensor:
-        """Return (distinct images, D); the rows of unreadable images fail, and their vectors are NaN."""
-        batches = rows.decoded(self._transform, self._batch_size)
-        count = -(-len(rows.images) // self._batch_size)
-        parts = []
-        for indices, pixels in _watched(batches, count, f"{self.name}: images"):
-            if not indices:
-                continue
-            stacked = torch.stack(pixels).to(self._device, dtype=getattr(torch, self.dtype))
-            with torch.inference_mode():
-                parts.append((indices, self._unit(self._model.encode_image(stacked))))
-        width = parts[0][1].shape[1] if parts else 0
-        found = torch.full((len(rows.images), width), torch.nan)
-        for indices, part in parts:
-            found[indices] = part
-        return found
-
-    def _unit(self, embeddings: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu()
-
-    def _scaled(self, cosine: Tensor) -> Tensor:
-        if self._convention == "cosine":
-            return cosine
-        scale = self._model.logit_scale.detach().double().exp().cpu()
-        bias = getattr(self._model, "logit_bias", None)
-        return scale * cosine + (0.0 if bias is None else bias.detach().double().cpu())
 
 
 def load(
@@ -143,9 +45,31 @@ def load(
     dtype: Dtype | None = None,
     device: str | None = None,
     batch_size: int = 64,
+    cache: str | Path | None = None,
     name: str | None = None,
-) -> OpenClipScorer:
+) -> ClipScorer:
     """Return an open_clip model as a scorer.
+
+    source, pretrained, seed, dtype, device: see `load_towers`.
+    convention: a name of `rewards.similarity.FORMULAS`.
+    batch_size: images, and prompts, encoded at once.
+    cache: folder that keeps embeddings; None keeps none.
+    name: how the scorer calls itself; None makes it from the source.
+    """
+    formula, kept = find_formula(convention), Cache(cache) if cache else None
+    towers = load_towers(source, pretrained=pretrained, seed=seed, dtype=dtype, device=device)
+    return ClipScorer(Embedder(towers, batch_size, kept), name or f"open_clip:{towers.label}", formula)
+
+
+def load_towers(
+    source: str | None = None,
+    *,
+    pretrained: str | Path | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Towers:
+    """Return an open_clip model's towers, loaded once in a process.
 
     Args:
         source: what to load:
@@ -154,54 +78,30 @@ def load(
             - "hf-hub:owner/name", also "hf-hub:owner/name@revision".
         pretrained: with an architecture, a checkpoint file or one of open_clip's tags for the architecture.
         seed: random weights drawn from this seed instead of a checkpoint; for tests.
-        convention: "cosine" or "logits"; see the head of this file.
-        dtype: None is float32 on a CPU and float16 on a GPU. Embeddings are normalised and compared in float32 or more.
+        dtype: None is float32 on a CPU and bfloat16 on a GPU. Vectors are normalised and compared in float32 or more.
         device: None takes cuda, then mps, then cpu.
-        batch_size: images, and prompts, encoded at once.
-        name: how the scorer calls itself; None makes it from the source.
     """
-    for option, given, known in (("convention", convention, UNITS), ("dtype", dtype, get_args(Dtype))):
-        if given is not None and given not in known:
-            raise UserError(unknown(option, str(given), known))
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
     if not source:
         raise UserError("Which open_clip model? Give source='ViT-B-32', a folder, or 'hf-hub:owner/name'.")
-    where = _device(device)
-    arithmetic: Dtype = dtype or ("float16" if where.type == "cuda" else "float32")
+    where = find_device(device)
+    arithmetic = find_dtype(dtype, where)
     found = _find(source, pretrained, weightless=seed is not None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        try:
-            model = open_clip.create_model(
-                found.architecture,
-                pretrained=found.pretrained,
-                load_weights=seed is None,
-                require_pretrained=seed is None,
-                pretrained_text=False,
-                force_quick_gelu=found.quick_gelu,
-                precision=_PRECISION[arithmetic],
-                device=where,
-            )
-            tokenizer = open_clip.get_tokenizer(found.architecture)
-        except Exception as error:  # torch, safetensors and pickle each have their own for a bad file
-            raise UserError(
-                f"open_clip cannot load {found.label}"
-                f"{f' with the weights {found.pretrained}' if found.pretrained else ''}: {error}. "
-                "Check that the checkpoint is whole and belongs to this architecture."
-            ) from error
-    settings = open_clip.get_model_preprocess_cfg(model)
-    return OpenClipScorer(
-        model,
-        tokenizer,
-        _transform(settings),
-        name=name or f"open_clip:{found.label}",
-        weights=_hash(found, seed),
-        preprocess=f"open_clip {open_clip.__version__} {json.dumps(settings, sort_keys=True)}",
-        convention=convention,
+    weights = content_hash([found.config, seed], found.files)
+    key = ("open_clip", weights, found.label, str(where), arithmetic)
+    loaded = shared(key, lambda: _load(found, seed, arithmetic, where))
+    model = loaded.model
+    bias = getattr(model, "logit_bias", None)
+    return Towers(
+        label=found.label,
+        loaded=loaded,
+        encode_image=model.encode_image,
+        encode_text=lambda tokens: model.encode_text(tokens.ids),
+        preprocess=of_open_clip(open_clip.get_model_preprocess_cfg(model)),
+        scale=float(model.logit_scale.detach().double().exp()),
+        bias=0.0 if bias is None else float(bias.detach().double()),
+        weights=weights,
         dtype=arithmetic,
         device=where,
-        batch_size=batch_size,
     )
 
 
@@ -211,10 +111,72 @@ class _Found:
 
     label: str
     architecture: str  # a name that open_clip knows, or local-dir:FOLDER
+    config: Mapping[str, Any]  # of the model
+    preprocess: Mapping[str, Any]  # what the source says of it, for open_clip's settings
+    checkpoint: Path | None = None
     pretrained: str | None = None  # a tag or a file, for a name
     quick_gelu: bool = False
     files: tuple[Path, ...] = ()
-    config: Mapping[str, Any] | None = None  # of a name; a folder's is among its files
+
+
+def _load(found: _Found, seed: int | None, dtype: Dtype, device: torch.device) -> Loaded:
+    try:
+        if seed is None and found.checkpoint is not None and _is_plain(found.config):
+            model = _mapped(found, found.checkpoint, dtype, device)
+        else:
+            model = _created(found, seed, dtype, device)
+        tokenizer = open_clip.get_tokenizer(found.architecture)
+    except UserError:
+        raise
+    except Exception as error:  # torch, safetensors and pickle each have their own for a bad file
+        raise UserError(
+            f"open_clip cannot load {found.label}"
+            f"{f' with the weights {found.pretrained}' if found.pretrained else ''}: {error}. "
+            "Check that the checkpoint is whole and belongs to this architecture."
+        ) from error
+    length = open_clip.get_model_tokenize_cfg(model).get("context_length") or tokenizer.context_length
+    return Loaded(model.eval().requires_grad_(False), OpenClipTokenizer(tokenizer, length))
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is of the class CLIP with towers of open_clip's own."""
+    foreign = ("timm_model_name" in config["vision_cfg"], "hf_model_name" in config["text_cfg"])
+    return not (config.get("custom_text") or "multimodal_cfg" in config or any(foreign))
+
+
+def _mapped(found: _Found, checkpoint: Path, dtype: Dtype, device: torch.device) -> Any:
+    """Return a plain CLIP that holds the checkpoint's own tensors."""
+    from accelerate import init_empty_weights
+
+    settings = {name: value for name, value in found.config.items() if name != "custom_text"}
+    settings["quick_gelu"] = found.quick_gelu or settings.get("quick_gelu", False)
+    with init_empty_weights():  # buffers stay real: the causal mask is computed, not loaded
+        model = open_clip.CLIP(**settings, cast_dtype=None if dtype == "float32" else torch_dtype(dtype))
+    state = read_state(checkpoint)
+    if "logit_scale" in state:  # saved as (1,) by some, as () by others
+        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    assign(model, state, found.label)
+    model.to(device=device, dtype=torch.float32)
+    if dtype != "float32":
+        open_clip.convert_weights_to_lp(model, torch_dtype(dtype))  # norms stay in float32
+    described = merge_preprocess_dict(asdict(PreprocessCfg()), dict(found.preprocess))
+    open_clip.set_model_preprocess_cfg(model, described | {"size": model.visual.image_size})
+    return model
+
+
+def _created(found: _Found, seed: int | None, dtype: Dtype, device: torch.device) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        return open_clip.create_model(
+            found.architecture,
+            pretrained=found.pretrained,
+            load_weights=seed is None,
+            require_pretrained=seed is None,
+            pretrained_text=False,
+            force_quick_gelu=found.quick_gelu,
+            precision=_PRECISION[dtype],
+            device=device,
+        )
 
 
 def _find(source: str, pretrained: str | Path | None, weightless: bool) -> _Found:
@@ -232,11 +194,19 @@ def _find(source: str, pretrained: str | Path | None, weightless: bool) -> _Foun
         raise UserError(f"{source} brings its own weights; leave out pretrained={str(pretrained)!r}.")
     if not (folder / OPEN_CLIP_CONFIG).is_file():
         raise UserError(f"The folder {folder} holds no {OPEN_CLIP_CONFIG}, so it is no open_clip model.")
+    try:
+        described = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+        config, preprocess = dict(described["model_cfg"]), dict(described.get("preprocess_cfg") or {})
+        _is_plain(config)  # reads what a model needs
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / OPEN_CLIP_CONFIG} describes no open_clip model ({error!r}).") from None
     weights = sorted(path for end in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{end}"))
     if not weights and not weightless:
         raise UserError(f"{folder} holds a model's description but no weights, such as {_WEIGHTS[0]}.")
-    described = sorted(path for end in ("json", "txt", "model") for path in folder.glob(f"*.{end}"))
-    return _Found(label, f"local-dir:{folder}", files=(*described, *([] if weightless else weights)))
+    checkpoint = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    others = sorted(path for end in ("json", "txt", "model") for path in folder.glob(f"*.{end}"))
+    files = (*others, *([] if weightless else [checkpoint] if checkpoint else weights))
+    return _Found(label, f"local-dir:{folder}", config, preprocess, checkpoint, files=files)
 
 
 def _find_architecture(source: str, pretrained: str | Path | None, weightless: bool) -> _Found:
@@ -251,7 +221,7 @@ def _find_architecture(source: str, pretrained: str | Path | None, weightless: b
             "open_clip.list_models() lists all. A folder of your own needs a path that exists."
         )
     if weightless:
-        return _Found(name, name, config=config)
+        return _Found(name, name, config, {})
     wanted = tag or (str(pretrained) if pretrained is not None else "")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not wanted:
@@ -263,19 +233,22 @@ def _find_architecture(source: str, pretrained: str | Path | None, weightless: b
     label = f"{name}:{wanted if published else Path(wanted).stem}"
     if published:
         try:
-            file = open_clip.download_pretrained(published)
+            file = Path(open_clip.download_pretrained(published))
         except Exception as error:  # urllib's, huggingface_hub's and open_clip's own
             raise explain_hub_error(
                 error, "model", f"{label} ({published.get('hf_hub') or published['url']})"
             ) from error
         quick = bool(published.get("quick_gelu")) and not config.get("quick_gelu", False)
-        return _Found(label, name, wanted, quick, (Path(file),), config | {"quick_gelu": quick})
+        described = config | {"quick_gelu": quick or config.get("quick_gelu", False)}
+        # A TorchScript archive, as OpenAI published its models, is no table of tensors; open_clip unpacks it.
+        mappable = file if file.suffix in (".safetensors", ".bin") else None
+        return _Found(label, name, described, published, mappable, wanted, quick, (file,))
     if not Path(wanted).is_file():
         raise UserError(
             f"{wanted!r} is neither a file nor a tag of {name}. Its tags: {', '.join(tags) or 'none'}; "
             "check the path, or choose one."
         )
-    return _Found(label, name, wanted, files=(Path(wanted),), config=config)
+    return _Found(label, name, config, {}, Path(wanted), wanted, files=(Path(wanted),))
 
 
 def _from_hub(source: str) -> Path:
@@ -295,39 +268,3 @@ def _from_hub(source: str) -> Path:
     except Exception as error:  # explain_hub_error tells them apart
         raise explain_hub_error(error, "model", source) from error
     return Path(folder)
-
-
-def _transform(settings: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """Return open_clip's own evaluation transform, PIL -> (3, H, W)."""
-    return open_clip.image_transform(
-        settings["size"],
-        is_train=False,
-        **{k: settings.get(k) for k in ("mean", "std", "resize_mode", "interpolation")},
-        fill_color=settings.get("fill_color", 0),
-    )
-
-
-def _hash(found: _Found, seed: int | None) -> str:
-    """Return 32 hex digits of blake2b over the configuration, the files' contents and the seed of random weights."""
-    total = blake2b(json.dumps([found.config, seed], sort_keys=True).encode(), digest_size=16)
-    for path in found.files:
-        with path.open("rb") as file:
-            total.update(path.suffix.encode() + file_digest(file, lambda: blake2b(digest_size=16)).digest())
-    return total.hexdigest()
-
-
-def _device(wanted: str | None) -> torch.device:
-    if wanted is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise UserError(f"Unknown device {wanted!r}. Expected cpu, cuda, cuda:1, mps, ...") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no {wanted}: torch sees {torch.cuda.device_count()} CUDA devices. Use device='cpu'.")
-    return device
-
-
-def _watched(batches: Iterable[T], count: int, words: str) -> Iterator[T]:
-    """Yield the batches, with a progress bar on a terminal where there are many."""
-    yield from tqdm(batches, words, count, unit="batch", disable=None if count >= _MANY_BATCHES else True)

@@ -12,13 +12,14 @@ import numpy as np
 from palate.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from palate.records import Media
 
-ImageLike: TypeAlias = Union["Image.Image", "Media", bytes, str, Path, None]
-"""An image to score: PIL, a `Media`, encoded bytes or a path. None stands for one that is not there (a blacked-out
-sample), and scores NaN."""
+ImageLike: TypeAlias = Union["Image.Image", "Media", bytes, str, Path, np.ndarray, "torch.Tensor", None]
+"""An image to score: PIL, a `Media`, encoded bytes, a path, an array (H W C) or a tensor (C H W), either of them uint8,
+or float from 0 to 1. None stands for one that is not there (a blacked-out sample), and scores NaN."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ScoreBatch:
     """Arithmetic of the model."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Row -> why it has no score."""
+    truncated: frozenset[int] = frozenset()
+    """Rows whose prompt was longer than the model reads; their scores know only its beginning."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.float64:
@@ -67,6 +70,25 @@ class ScoreBatch:
                 "Repair or leave out these rows."
             )
         return self
+
+
+@dataclass(frozen=True)
+class ScoreMatrix:
+    """Scores of every prompt with every image. `batch` holds them flat, prompt by prompt: row p * I + i."""
+
+    batch: ScoreBatch
+    shape: tuple[int, int]
+    """(P, I): how many prompts and images."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """(P, I) float64; higher is better."""
+        return self.batch.values.reshape(self.shape)
+
+    @property
+    def failures(self) -> dict[tuple[int, int], str]:
+        """(prompt, image) -> why it has no score."""
+        return {divmod(row, self.shape[1]): reason for row, reason in self.batch.failures.items()}  # type: ignore[misc]
 
 
 @runtime_checkable

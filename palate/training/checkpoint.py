@@ -67,6 +67,25 @@ def finish(part: Path, step: int, fingerprint: Mapping[str, Any], keep: int) -> 
     return folder
 
 
+def put_in_place(part: Path, folder: Path) -> None:
+    """Put a written folder where another may be. A kill leaves the old one or the new; between the two, neither, which
+    only a run does that will write it again. One process."""
+    for path in sorted(part.rglob("*")):
+        _flush(path)
+    old = folder.with_name(f".{folder.name}.old")
+    remove(old)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    _flush(folder.parent)
+    remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that may not be there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def sweep(root: Path) -> None:
     """Remove what a kill left half written or half removed. Call on one process, before training."""
     for part in root.glob(f".{PREFIX}*.part"):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Alarm = Literal["chosen_error", "margin", "saturation"]
-ALARMS: tuple[Alarm, ...] = ("chosen_error", "margin", "saturation")
+Alarm = Literal["chosen_error", "chosen_fall", "margin", "saturation", "ungrounded"]
+ALARMS: tuple[Alarm, ...] = get_args(Alarm)
 
 
 @dataclass
@@ -21,13 +21,19 @@ class GuardConfig:
     """When to warn and when to stop."""
 
     stop_on: list[Alarm] = field(default_factory=list)
-    """Alarms that stop the run: chosen_error, margin, saturation. The others warn. A non-finite loss always stops."""
+    """Alarms that stop the run: chosen_error, chosen_fall, margin, saturation, ungrounded. The others warn. A non-finite
+    loss always stops."""
     chosen_error: float = 1.25
     """Alarm when the chosen error is this many times the reference's (a ratio, smoothed)."""
+    chosen_fall: float = 0.5
+    """Alarm when the chosen answers' log-probability per token fell by this much below the reference's, or without one
+    below the start's (nats, smoothed)."""
     margin: float = 20.0
     """Alarm when the mean difference of implicit rewards exceeds this (logits, smoothed)."""
     saturation: float = 0.02
     """Alarm when the share of sampled latent values beyond four times their unit scale grows by this much."""
+    ungrounded: float = 1.0
+    """Alarm when the held-out margin grew by this much (logits) while the image's worth to the chosen answers did not."""
     patience: int = 20
     """Optimiser steps in a row that an alarm's condition must hold before it sounds."""
     smoothing: float = 0.9
@@ -55,7 +61,8 @@ class Guard:
     def look(self, report: Mapping[str, float]) -> list[Finding]:
         """Take in the report of one optimiser step or of one evaluation.
 
-        Watches `loss`, `grad_norm`, `chosen_error_ratio`, `margin` and `saturation`, whichever the report has.
+        Watches `loss`, `grad_norm`, `chosen_error_ratio`, `chosen_fall`, `margin`, `saturation`, and `held_out_margin` with
+        `image_reliance`, whichever the report has.
         """
         for name, words in (("loss", "loss"), ("grad_norm", "norm of the gradients")):
             value = report.get(name, 0.0)
@@ -74,6 +81,13 @@ class Guard:
                 "is forgetting what it should prefer. Lower the learning rate, add an sft term, or stop earlier.",
             ),
             self._alarm(
+                "chosen_fall",
+                self._fall(report),
+                self.config.chosen_fall,
+                "the chosen answers' log-probability fell by {value:.2f} nats per token (limit {limit:g}): the model "
+                "unlearns what it should prefer. Lower the learning rate, add an sft or anchor term, or stop earlier.",
+            ),
+            self._alarm(
                 "margin",
                 self._margin(report),
                 self.config.margin,
@@ -88,6 +102,15 @@ class Guard:
                 "up. Go back to an earlier checkpoint and lower the learning rate.",
                 patience=1,
             ),
+            self._alarm(
+                "ungrounded",
+                self._ungrounded(report),
+                self.config.ungrounded,
+                "the held-out margin grew by {value:.1f} (limit {limit:g}) while the chosen answers rely on their images no "
+                "more than at first: the model learns how answers are worded. Match the lengths of chosen and rejected "
+                "answers, add an image-conditional term (recipe mdpo), or stop earlier.",
+                patience=1,
+            ),
         ]
         return [finding for finding in found if finding is not None]
 
@@ -95,6 +118,20 @@ class Guard:
         """The margin; without a reference, which would make it 0 at the start, what it has grown by."""
         has_reference = not math.isnan(report.get("chosen_error_ratio", 0.0))
         return report.get("margin") if has_reference else self._growth("margin", report.get("margin"))
+
+    def _fall(self, report: Mapping[str, float]) -> float | None:
+        """The fall below the reference; without one, what the negative log-probability per token has grown by."""
+        fall = report.get("chosen_fall")
+        return fall if fall is None or not math.isnan(fall) else self._growth("chosen_nll", report.get("chosen_nll"))
+
+    def _ungrounded(self, report: Mapping[str, float]) -> float | None:
+        """How far the held-out margin has grown; 0 if the images' worth has, too."""
+        reliance = report.get("image_reliance", math.nan)
+        if math.isnan(reliance):
+            return None
+        grounded = (self._growth("image_reliance", reliance) or 0.0) > 0
+        margin = self._growth("held_out_margin", report.get("held_out_margin"))
+        return 0.0 if grounded else margin
 
     def _growth(self, name: str, value: float | None) -> float | None:
         return None if value is None else value - self._first.setdefault(name, value)

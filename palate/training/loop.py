@@ -53,6 +53,8 @@ class Outcome:
     step: int
     report: Report
     model: Path
+    best: Path | None = None
+    """The model that `eval.keep_best` chose, the first of equals."""
 
 
 def fit(
@@ -102,14 +104,19 @@ def start_accelerator(config: LoopConfig) -> Accelerator:
 
 
 @contextmanager
-def explain_memory(phase: str, train: TrainConfig, step: int = 0) -> Iterator[None]:
-    """Turn running out of memory into a UserError that says where, the peak so far, and what to change."""
+def explain_memory(
+    phase: str, train: TrainConfig, step: int = 0, *, how: type[LoopConfig] | LoopConfig = LoopConfig
+) -> Iterator[None]:
+    """Turn running out of memory into a UserError that says where, the peak so far, and what to change.
+
+    how: the configuration, or its class, whose `smaller` and `lighter` say what its kind of run can change.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        smaller = "a smaller --data.image.resolution"
+        smaller = how.smaller
         if train.batch_size % 2 == 0:
             smaller = (
                 f"--train.batch_size {train.batch_size // 2} --train.accumulation {train.accumulation * 2} (same result, "
@@ -117,7 +124,7 @@ def explain_memory(phase: str, train: TrainConfig, step: int = 0) -> Iterator[No
             )
         raise UserError(
             f"Out of memory in {phase} at step {step}; peak so far {_peak()}. Try, in this order: (1) {smaller}; (2) "
-            "--model.gradient_checkpointing true; (3) --model.tuning lora, or --optim.name adamw8bit."
+            f"--model.gradient_checkpointing true; (3) {how.lighter}."
         ) from error
 
 
@@ -163,7 +170,7 @@ class _Run:
             }
             if config.train.ema_decay:
                 raise UserError("--train.ema_decay does not work under DeepSpeed. Set it to 0, or use FSDP.")
-        with explain_memory("preparing the model", config.train):
+        with explain_memory("preparing the model", config.train, how=config):
             module = method.module()
             optimizer = build_optimizer(method.parameter_groups(), config.optim)
             self.module, self.optimizer = accelerator.prepare(module, optimizer)
@@ -172,6 +179,9 @@ class _Run:
         self.ema = Ema(self.trained, config.train.ema_decay) if config.train.ema_decay else None
         self.guard = Guard(config.guard)
         self.journal = Journal(self.out / "metrics.jsonl", enabled=self.main)
+        self.best: float | None = None
+        if config.eval.keep_best and not config.eval.every:
+            raise UserError("--eval.keep_best chooses among evaluations, and --eval.every 0 makes none.")
         self.step = self._load(self.resume_from) if self.resume_from else 0
         if self.main:
             checkpoints.sweep(self.root)
@@ -242,7 +252,7 @@ class _Run:
         model = self.out / "model"
         self._export(model)
         self.journal.write("event", self.step, {"event": "end"})
-        return Outcome(self.out, self.step, last, model)
+        return Outcome(self.out, self.step, last, model, None if self.best is None else self.out / "best")
 
     def _optimize(self) -> Report:
         """Take one optimiser step and return its report, averaged over micro-batches and processes."""
@@ -297,12 +307,36 @@ class _Run:
         self.module.train()
         report = {f"eval/{name}": value for name, value in report.items()}
         self._log("eval", report)
+        self._keep_best(report)
         return report
+
+    def _keep_best(self, report: Report) -> None:
+        """Write the model to OUT/best where it is better than all before it; a kill leaves the old one or the new."""
+        wanted = self.config.eval.keep_best
+        if not wanted:
+            return
+        value = report.get(f"eval/{wanted.removeprefix('-')}")
+        if value is None:
+            known = ", ".join(sorted(name.removeprefix("eval/") for name in report)) or "nothing: hold data out"
+            raise UserError(f"--eval.keep_best {wanted}: an evaluation measures {known}.")
+        value = -value if wanted.startswith("-") else value
+        if math.isnan(value) or (self.best is not None and value <= self.best):
+            return
+        self.best = value
+        part = self.out / ".best.part"
+        if self.main:
+            checkpoints.remove(part)
+        self._export(part)
+        if self.main:
+            checkpoints.put_in_place(part, self.out / "best")
+        self.journal.write("event", self.step, {"event": "best", wanted.removeprefix("-"): abs(value)})
 
     def _watch(self, report: Report) -> None:
         """Show the guard what only an evaluation can see."""
-        if "eval/saturation" in report:
-            self._heed(self.guard.look({"saturation": report["eval/saturation"]}))
+        names = {"saturation": "saturation", "image_reliance": "image_reliance", "margin": "held_out_margin"}
+        seen = {mine: report[f"eval/{name}"] for name, mine in names.items() if f"eval/{name}" in report}
+        if seen:
+            self._heed(self.guard.look(seen))
 
     def _heed(self, findings: list[Finding]) -> None:
         for finding in findings:
@@ -317,7 +351,7 @@ class _Run:
                 raise GuardStop(f"Stopped at step {self.step}. {words} {kept}")
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
-        return explain_memory(name, self.config.train, self.step)
+        return explain_memory(name, self.config.train, self.step, how=self.config)
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
@@ -404,6 +438,7 @@ class _Run:
                     "data": self.data.state_dict(),
                     "guard": self.guard.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None,
+                    "best": self.best,
                 }
                 torch.save(extra, part / "extra.pt")
                 (part / "config.yaml").write_text(self.resolved, encoding="utf-8")
@@ -423,6 +458,7 @@ class _Run:
         self.method.load_state_dict(extra["method"])
         self.data.load_state_dict(extra["data"])
         self.guard.load_state_dict(extra["guard"])
+        self.best = extra.get("best")
         if self.accelerator.scaler and extra["scaler"]:
             self.accelerator.scaler.load_state_dict(extra["scaler"])
         self.schedule.fast_forward(checkpoint.step)

@@ -22,6 +22,13 @@ class Backward(Protocol):
         """Go backward through a 0-d loss averaged over the micro-batch. `last=False` announces another call."""
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether a prepared module's weights are divided over processes: then no process can use them alone."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule) or type(module).__name__ == "DeepSpeedEngine"
+
+
 class Method(Protocol):
     """What a way of training gives to the loop."""
 

@@ -37,9 +37,14 @@ class Reference(nn.Module):
             if self.copy is not None:
                 yield self.copy
                 return
+            from peft.utils import ModulesToSaveWrapper
+
             adapted: _HasAdapters = policy  # type: ignore[assignment]
             adapted.disable_adapters()
             try:
                 yield policy
             finally:
                 adapted.enable_adapters()
+                for module in policy.modules():  # transformers switches them off, and leaves them so
+                    if isinstance(module, ModulesToSaveWrapper):
+                        module.enable_adapters(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -57,6 +57,33 @@ class TrainConfig:
 
 
 @dataclass
+class PairDataConfig:
+    """Which pairs are trained on."""
+
+    path: str = ""
+    """Pairs: a parquet or JSON file, a folder of parquet files, of `datasets` or with a metadata.jsonl, or a hub
+    id[@revision]."""
+    format: str = "auto"
+    """Name of a reader (docs/your-own-pairs.md), or auto to look at the columns."""
+    split: str = "train"
+    """Split of a hub or `datasets` folder."""
+    limit: NonNegativeInt = 0
+    """Use only the first so many good rows; 0 uses all."""
+    streaming: bool = False
+    """Read rows as they are needed instead of preparing a local copy; needs data.held_out_path to evaluate."""
+    ties: Literal["drop", "soft", "error"] = "soft"
+    """Pairs without a winner: leave out, train at p = 1/2, or refuse."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read ends the run with its number and reason, or is left out and counted."""
+    held_out: ClosedUnitInterval = 0.05
+    """Share of prompts (or of images, where prompts go with one) kept from training to measure accuracy on."""
+    held_out_path: str = ""
+    """Pairs to evaluate on, instead of a share of data.path."""
+    held_out_limit: PositiveInt = 128
+    """At most this many held-out pairs are evaluated."""
+
+
+@dataclass
 class CheckpointConfig:
     """When to write checkpoints and where to continue from."""
 
@@ -74,6 +101,8 @@ class EvalConfig:
     """Optimiser steps between evaluations, which also happen before the first and after the last step; 0 is never."""
     draws: PositiveInt = 4
     """Fixed draws (timestep and noise) per held-out pair."""
+    keep_best: str = ""
+    """Held-out measure by which the best model so far is kept in OUT/best: accuracy, or -loss where less is better."""
 
 
 @dataclass
@@ -91,6 +120,11 @@ class LogConfig:
 @dataclass
 class LoopConfig:
     """All that the loop itself needs."""
+
+    smaller: ClassVar[str] = "a smaller --data.image.resolution"
+    """What to try first where memory runs out, and a batch cannot be halved."""
+    lighter: ClassVar[str] = "--model.tuning lora, or --optim.name adamw8bit"
+    """What to try last."""
 
     out: str = "runs/train"
     """Folder of the run: configuration, metrics, checkpoints, samples and the final model."""

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.rewards import official
+
 CONFIG = {
     "model_cfg": {
         "embed_dim": 16,
@@ -35,6 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter) if parameter.ndim else 0.0)
     save_file(model.state_dict(), str(path / "open_clip_model.safetensors"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random weights of every scorer in its authors' format: HPS_v2_compressed.pt, PickScore_v1/, ..."""
+    path = tmp_path_factory.mktemp("published")
+    official.register(path)
+    official.save_hps(path / "HPS_v2_compressed.pt")
+    official.save_pickscore(path / "PickScore_v1")
+    torch.save(official.head_layers(16, seed=9), path / "sac+logos+ava1-l14-linearMSE.pth")
+    draw = torch.Generator().manual_seed(10)
+    torch.save(
+        {"weight": torch.randn(1, 16, generator=draw), "bias": torch.tensor([5.0])}, path / "sa_0_4_vit_l_14_linear.pth"
+    )
+    official.save_imagereward(path / "ImageReward")
+    official.save_vlm(path / "vlm")
     return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -98,6 +100,56 @@ def test_a_missing_dependency_of_a_module_is_not_hidden(tmp_path, monkeypatch) -
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         load_scorer("needs_more:thing")
+
+
+def test_a_folder_is_told_by_what_it_holds(published, folder, tmp_path) -> None:
+    """scorer.json first, then open_clip's description, then transformers'."""
+    assert load_scorer(folder, device="cpu").name.startswith("open_clip:")
+    pick = published / "PickScore_v1"
+    assert load_scorer(pick, device="cpu").name == "clip:PickScore_v1"
+    shutil.copytree(pick, tmp_path / "mine")
+    said = {"scorer": "clip", "options": {"convention": "logits", "name": "my taste"}}
+    (tmp_path / "mine" / "scorer.json").write_text(json.dumps(said))
+    mine = load_scorer(tmp_path / "mine", device="cpu")
+    assert (mine.name, mine.unit) == ("my taste", "logit")
+    assert load_scorer(tmp_path / "mine", device="cpu", convention="cosine").unit == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no open_clip_config.json, config.json or scorer.json.*hpsv2.1:FOLDER"),
+        ({"scorer.json": "{}"}, "names no scorer"),
+        ({"scorer.json": "[1]"}, "names no scorer"),
+        ({"scorer.json": '{"scorer": "pickscor"}'}, "did you mean 'pickscore'"),
+        ({"config.json": '{"model_type": "bert"}'}, "is a 'bert' model of transformers; expected 'clip'"),
+        ({"config.json": '{"model_type": "clip"}'}, "holds no weights, such as model.safetensors"),
+        ({"config.json": "{"}, "cannot be read"),
+        ({"open_clip_config.json": "{}"}, "describes no open_clip model"),
+    ],
+)
+def test_folders_that_hold_no_scorer_say_why(files, message, tmp_path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_scorer(tmp_path, device="cpu")
+
+
+def test_common_options_go_to_what_takes_them(module, tmp_path) -> None:
+    """A scorer of one's own that knows no device or cache is made without them; the cache folder is not even made."""
+    grey = [Image.new("RGB", (2, 2), (51, 51, 51))]
+    made = load_scorer(f"{module}:make", device="cpu", batch_size=8, cache=tmp_path / "cache", gain=3)
+    assert made.score(["p"], grey).values == pytest.approx([0.6])
+    assert load_scorer("toy-taste", device="cpu", batch_size=8, cache=tmp_path / "cache").name == "toy-taste"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_names_that_come_late_are_there() -> None:
+    import rewards
+
+    assert all(hasattr(rewards, name) for name in rewards.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'scorre'"):
+        rewards.scorre  # noqa: B018
 
 
 def test_every_entry_of_the_table_exists() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -17,6 +18,7 @@ from palate.errors import UserError
 from palate.records import Media
 from rewards import Scorer, load_scorer
 from tests.rewards.conftest import CONFIG, PROMPTS
+from tests.rewards.counting import count
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_logits_are_fifty_times_the_cosine(scorer, folder, images) -> None:
     logits = load_scorer(folder, device="cpu", convention="logits").score(PROMPTS, images[:4])
     scale = float(load_file(folder / "open_clip_model.safetensors")["logit_scale"].exp())
     assert logits.unit == "logit"
-    assert logits.values == pytest.approx(scale * scorer.score(PROMPTS, images[:4]).values, rel=1e-6)
+    assert logits.values == pytest.approx(scale * scorer.score(PROMPTS, images[:4]).values, rel=1e-4)
 
 
 def test_mixed_prompts_equal_one_at_a_time(scorer, images) -> None:
@@ -66,19 +68,11 @@ def test_mixed_prompts_equal_one_at_a_time(scorer, images) -> None:
     assert together == pytest.approx(alone, abs=1e-6)
 
 
-def test_equal_content_is_encoded_once_and_scores_the_same(folder, images, monkeypatch) -> None:
+def test_equal_content_is_encoded_once_and_scores_the_same(folder, images) -> None:
     """3 prompts x 2 images given as 24 rows, each image as PIL, its copy, PNG bytes and a Media: 3 texts, and one image
     for the pixels and one for the file each are encoded."""
     scorer = load_scorer(folder, device="cpu")
-    encoded = {"image": 0, "text": 0}
-    for kind in encoded:
-        original = getattr(scorer._model, f"encode_{kind}")
-
-        def counted(x, *args, kind=kind, original=original):
-            encoded[kind] += len(x)
-            return original(x, *args)
-
-        monkeypatch.setattr(scorer._model, f"encode_{kind}", counted)
+    counts = count(scorer)
     forms = []
     for image in images[:2]:
         buffer = io.BytesIO()
@@ -86,7 +80,7 @@ def test_equal_content_is_encoded_once_and_scores_the_same(folder, images, monke
         forms.append([image, image.copy(), buffer.getvalue(), Media.image(buffer.getvalue())])
     rows = [(p, form) for k in range(2) for p in PROMPTS[:3] for form in forms[k]]
     values = scorer.score([p for p, _ in rows], [f for _, f in rows]).values.reshape(2, 3, 4)
-    assert encoded == {"text": 3, "image": 4}
+    assert (counts.texts, counts.images) == (3, 4)
     assert np.ptp(values, axis=2).max() < 1e-6
     once = [[scorer.score([p], [image]).values[0] for p in PROMPTS[:3]] for image in images[:2]]
     assert values[:, :, 0] == pytest.approx(np.array(once), abs=1e-6)
@@ -99,13 +93,14 @@ def test_batch_size_does_not_matter(folder, images) -> None:
     assert one == pytest.approx(seven, abs=1e-6)
 
 
-def test_a_long_prompt_keeps_its_end_mark(scorer, folder, images) -> None:
+def test_a_long_prompt_keeps_its_end_mark_and_is_flagged(scorer, folder, images) -> None:
     """12 tokens fit: start, the first 10 of the words, end. What follows them changes nothing."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     fits, longer, other = " ".join(words), " ".join([*words, "eleven"]), " ".join([*words[:9], "eleven"])
-    values = scorer.score([fits, longer, other], [images[0]] * 3).values
-    assert values[0] == values[1] != values[2]
-    assert values[1] == pytest.approx(_by_hand(folder, fits, images[0]), abs=1e-5)
+    batch = scorer.score([fits, longer, other, longer], [images[0]] * 3 + [None])
+    assert batch.values[0] == batch.values[1] != batch.values[2]
+    assert batch.values[1] == pytest.approx(_by_hand(folder, fits, images[0]), abs=1e-5)
+    assert batch.truncated == {1}  # the last row has no score, so nothing of it was cut
 
 
 def test_failed_rows_are_nan_with_a_reason_and_leave_the_rest(scorer, images, tmp_path) -> None:
@@ -127,7 +122,8 @@ def test_failed_rows_are_nan_with_a_reason_and_leave_the_rest(scorer, images, tm
 
 def test_a_score_that_is_not_finite_is_a_failure(folder, images) -> None:
     scorer = load_scorer(folder, device="cpu")
-    scorer._model.visual.proj.data[0] = torch.inf
+    towers = scorer.towers
+    scorer.embedder.towers = replace(towers, encode_image=lambda pixels: towers.encode_image(pixels) * torch.inf)
     batch = scorer.score(PROMPTS[:2], images[:2])
     assert np.isnan(batch.values).all()
     assert "not a finite number in float32" in batch.failures[0]
@@ -187,7 +183,7 @@ def test_the_hash_names_the_weights(scorer, folder, images, tmp_path) -> None:
     save_file(weights, str(changed / "open_clip_model.safetensors"))
     assert load_scorer(copy).weights == scorer.weights == scorer.score([], []).weights
     assert load_scorer(changed).weights != scorer.weights
-    assert json.dumps([0.4, 0.5, 0.6]) in scorer.preprocess
+    assert "mean 0.4/0.5/0.6" in scorer.preprocess and "24x24" in scorer.preprocess
 
 
 def test_random_weights_come_from_the_seed_and_leave_the_global_one_alone(folder, images, tmp_path) -> None:

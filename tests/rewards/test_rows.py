@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from palate.errors import UserError
 from palate.records import Media
-from rewards.rows import gather
+from rewards.rows import cross, gather
 
 
 def _png(colour: tuple[int, int, int]) -> bytes:
@@ -72,10 +70,37 @@ def test_images_made_on_the_fly_are_told_apart() -> None:
     assert [rows.images[k].getpixel((0, 0))[0] for k in rows.image_of] == colours
 
 
-@pytest.mark.parametrize("image", [3, np.zeros((2, 2, 3)), ["a.png"]])
-def test_what_is_no_image_at_all_is_refused(image) -> None:
-    with pytest.raises(UserError, match="Image 0 must be a PIL image, a Media, bytes or a path, not"):
-        gather(["p"], [image])
+@given(st.integers(0, 4), st.integers(0, 4))
+def test_cross_is_every_prompt_with_every_image(prompts, images) -> None:
+    """Row p * I + i; equal prompts and images are still one."""
+    files = [_png((40 * (k // 2), 0, 0)) for k in range(images)]
+    texts = [f"prompt {k // 2}" for k in range(prompts)]
+    rows = cross(texts, files)
+    expected = gather([p for p in texts for _ in files], [f for _ in texts for f in files])
+    assert rows.prompt_of.tolist() == expected.prompt_of.tolist()
+    assert rows.image_of.tolist() == expected.image_of.tolist()
+    assert rows.prompts == expected.prompts or not images
+
+
+def test_cross_fails_all_rows_of_an_image() -> None:
+    rows = cross(["p", "q"], [_png((1, 1, 1)), None, _png((2, 2, 2))])
+    assert sorted(rows.failures) == [1, 4]
+    assert rows.image_of.tolist() == [0, -1, 1] * 2
+
+
+def test_only_wanted_images_are_decoded() -> None:
+    rows = gather(["p"] * 4, [_png((k, 0, 0)) for k in range(4)])
+    assert [indices for indices, _ in rows.decoded(np.asarray, 2, wanted=[3, 1, 0])] == [[3, 1], [0]]
+
+
+def test_leaving_early_waits_for_nothing_more() -> None:
+    """What was not begun is cancelled: of 40 images in batches of one, at most those of the pool's threads are decoded."""
+    rows = gather(["p"] * 40, [_png((k, 0, 0)) for k in range(40)])
+    decoded = []
+    stream = rows.decoded(lambda picture: decoded.append(1), batch_size=1)
+    next(stream)
+    stream.close()
+    assert len(decoded) <= 4
 
 
 def test_a_text_output_has_no_picture() -> None:
