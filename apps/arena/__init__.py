@@ -1,0 +1,1 @@
+"""The arena: blinded battles, durable votes, honest ratings."""

@@ -1,0 +1,154 @@
+"""The live board: a thread reads what is new in the log, keeps standings for matchmaking, and computes the ratings."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine, func, select
+
+from apps.arena.ratings.table import VoteTable
+from apps.arena.ratings.tally import Standing, Tally
+from apps.arena.settings import ArenaSettings
+from apps.arena.store import events
+from apps.arena.store.catalog import Catalog, load, version
+from apps.arena.store.events import iso
+from apps.arena.store.ledger import Ledger
+from apps.arena.store.schema import events as event_table
+from apps.arena.voting.limits import DAY
+
+OVERLAP = 2000
+"""Numbers that are looked at again: on a server, a smaller one can be committed after a larger one."""
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What the choice of a battle needs, as of one moment; its parts belong together."""
+
+    catalog: Catalog
+    standing: Standing
+    full: frozenset[str]
+    """Models that have reached their daily cap."""
+    day: int
+    """Days since 1970."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A computed board."""
+
+    computed: int
+    votes: int
+    board: dict[str, Any] = field(default_factory=dict)
+
+
+class BoardKeeper:
+    """Holds the current `view` and `shown`, and refreshes them in a thread of its own."""
+
+    def __init__(self, engine: Engine, settings: ArenaSettings, clock: Callable[[], int]) -> None:
+        self._engine, self._settings, self._clock = engine, settings, clock
+        self._ledger, self._seen, self._last, self._erased = Ledger(), set[int](), 0, 0
+        self._lock, self._stop = threading.RLock(), threading.Event()
+        self._computed = (-1, 0)
+        self.shown = Shown(0, 0)
+        self.refresh()
+        self._thread = threading.Thread(target=self._work, name="arena-board", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def refresh(self) -> None:
+        """Read what is new; afterwards `view` knows it."""
+        with self._lock:
+            news = self._read_events()
+            with self._engine.connect() as connection:
+                current = getattr(self, "view", None)
+                number = version(connection)
+                day = self._clock() // DAY
+                if current is None or current.catalog.version != number or news or current.day != day:
+                    catalog = current.catalog if current and current.catalog.version == number else load(connection)
+                    table = self._ledger.table()
+                    self.view = View(catalog, standing_of(catalog, table), self._full(table, day), day)
+
+    def compute(self) -> None:
+        """Compute the board from all votes."""
+        from apps.arena.ratings.board import board
+
+        with self._lock:
+            table, stamp = self._ledger.table(), self._stamp()
+        made = board(table, bootstraps=self._settings.bootstraps)
+        self.shown = Shown(self._clock(), len(table.counted()), made.as_dict())
+        self._computed = stamp
+
+    def answer(self, category: str | None = None) -> dict[str, Any]:
+        """Return the board as `GET /api/board` describes it."""
+        shown = self.shown
+        return {"computed": iso(shown.computed) if shown.computed else None, "votes": shown.votes, "board": shown.board}
+
+    def flagged(self) -> dict[str, list[str]]:
+        """Return voter -> why their votes are set apart."""
+        with self._lock:
+            return self._ledger.flagged()
+
+    def _work(self) -> None:
+        due = 0
+        while not self._stop.wait(POLL_SECONDS):
+            now = self._clock()
+            try:
+                self.refresh()
+                if now >= due and self._computed != self._stamp():
+                    self.compute()
+                    due = self._clock() + max(self._settings.board_seconds * 1000, 5 * (self._clock() - now))
+            except Exception:  # a lost database: voting says so itself, and the board waits for it
+                logging.getLogger("palate.arena").exception("The board was not refreshed.")
+
+    def _stamp(self) -> tuple[int, int]:
+        return len(self._ledger), self._last
+
+    def _read_events(self) -> bool:
+        with self._engine.connect() as connection:
+            erased = connection.execute(
+                select(func.count()).select_from(event_table).where(event_table.c.kind == "erase")
+            ).scalar_one()
+            if erased != self._erased:  # a voter's events are gone: begin anew
+                self._ledger, self._seen, self._last, self._erased = Ledger(), set(), 0, erased
+            since = self._last - (0 if connection.dialect.name == "sqlite" else OVERLAP)
+            numbers = set(connection.scalars(select(event_table.c.id).where(event_table.c.id > since))) - self._seen
+            first = min(numbers, default=0)
+            fresh = [event for event in events.read(connection, first - 1) if event["id"] in numbers] if numbers else []
+        for event in fresh:
+            self._ledger.apply(event)
+            self._seen.add(event["id"])
+        self._ledger.settle()
+        if fresh:
+            self._last = max(self._last, fresh[-1]["id"])
+            self._seen = {number for number in self._seen if number > self._last - OVERLAP}
+        return bool(fresh)
+
+    def _full(self, table: VoteTable, day: int) -> frozenset[str]:
+        rows = table.created >= day * DAY / 1000
+        counts = np.bincount(np.concatenate([table.model_a[rows], table.model_b[rows]]), minlength=len(table.models))
+        return frozenset(
+            name for name, n in zip(table.models, counts) if n >= self._settings.limits.model_votes_per_day
+        )
+
+
+def standing_of(catalog: Catalog, votes: VoteTable) -> Standing:
+    """Return where the catalogue's models stand, in its order; models that are no longer shown still inform it."""
+    tally = Tally.of(votes)
+    for name in catalog.names:
+        tally.add_model(name)
+    if not tally.models:
+        return Standing((), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0)))
+    whole = tally.standing()
+    at = np.array([whole.models.index(name) for name in catalog.names], dtype=int)
+    grid = np.ix_(at, at)
+    return Standing(catalog.names, whole.theta[at], whole.covariance[grid], whole.battles[grid])

@@ -1,0 +1,1 @@
+"""What leaves the arena: the log, and training pairs."""

@@ -1,0 +1,1 @@
+"""Battles on prompts that voters type."""

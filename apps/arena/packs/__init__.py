@@ -1,0 +1,1 @@
+"""Battle packs: made from outputs on disk, read, imported; pictures as voters get them."""

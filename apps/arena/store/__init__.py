@@ -1,0 +1,1 @@
+"""The arena's database: tables, migrations, one writer, the event log, what can be shown."""

@@ -1,0 +1,1 @@
+"""Battles and votes: who may, how often, which battle, what becomes of a vote."""

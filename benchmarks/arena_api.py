@@ -1,0 +1,183 @@
+"""How many durable votes a second the arena's API takes, and how long a voter waits for the reveal.
+
+    python -m benchmarks.arena_api
+
+The server is a process of its own on a socket of this machine: FastAPI, SQLite with synchronous=FULL, group commit. Every
+vote is a battle asked for, chosen by matchmaking and recorded, and then a vote recorded; both are on disk before they are
+answered. First as many as the server takes, by a few connections; then people who think between votes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOCKET = "arena.sock"
+HEAD = "POST /api/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{cookie}\r\n"
+
+
+@dataclass
+class Measured:
+    """Seconds of each step, by name."""
+
+    steps: dict[str, list[float]] = field(default_factory=lambda: {"battle": [], "vote": [], "vote to reveal": []})
+
+    def line(self, name: str) -> str:
+        p50, p95, p99 = np.percentile(1000 * np.array(self.steps[name]), [50, 95, 99])
+        return f"  {name:<15} p50 {p50:7.1f} ms   p95 {p95:7.1f} ms   p99 {p99:7.1f} ms"
+
+
+class Session:
+    """One voter's connection."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.cookie = path, ""
+
+    async def open(self) -> None:
+        self.reader, self.writer = await asyncio.open_unix_connection(self.path)
+
+    async def post(self, path: str, **body: Any) -> dict[str, Any]:
+        content = json.dumps(body)
+        self.writer.write((HEAD.format(path=path, length=len(content), cookie=self.cookie) + content).encode())
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+        if "set-cookie" in headers:
+            self.cookie = f"Cookie: {headers['set-cookie'].split(';')[0]}\r\n"
+        answer = json.loads(await self.reader.readexactly(int(headers["content-length"])))
+        if not head.startswith("HTTP/1.1 200"):
+            raise RuntimeError(f"{path}: {answer}")
+        return answer
+
+    async def vote(self, measured: Measured, reveal: bool) -> None:
+        began = time.perf_counter()
+        battle = await self.post("battle")
+        measured.steps["battle"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        await self.post("vote", token=battle["token"], outcome=random.choice(("a", "b", "tie", "both_bad")))
+        measured.steps["vote"].append(time.perf_counter() - began)
+        if reveal:
+            await self.post("reveal", token=battle["token"])
+            measured.steps["vote to reveal"].append(time.perf_counter() - began)
+
+
+def serve(folder: str) -> None:
+    """Be the server."""
+    import uvicorn
+
+    from apps.arena.service import Arena
+    from apps.arena.web.app import create_app
+
+    app = create_app(Arena(Path(folder), _settings()), ui=False)
+    uvicorn.run(app, uds=f"{folder}/{SOCKET}", log_level="critical", proxy_headers=False)
+
+
+def _settings() -> Any:
+    from apps.arena.settings import ArenaSettings, Checks, Limits
+
+    many = 10**9
+    limits = Limits(
+        battles_per_minute=many,
+        network_battles_per_minute=many,
+        network_voters_per_day=many,
+        votes_per_day=many,
+        votes_per_model_per_day=many,
+        model_votes_per_day=many,
+        battles_per_prompt=many,
+    )
+    return ArenaSettings(limits=limits, checks=Checks(0.0, 0.0))
+
+
+def fill(folder: Path, models: int, prompts: int) -> None:
+    """Import a pack of answers: what is measured is the database and the server, not the decoding of pictures."""
+    from apps.arena.packs.format import Pack, PackItem, PackOutput
+    from apps.arena.packs.importing import import_pack
+    from apps.arena.service import Arena
+
+    items = tuple(
+        PackItem(f"Question {n}?", tuple(PackOutput(f"model-{m:02d}", text=f"Answer {n} {m}.") for m in range(models)))
+        for n in range(prompts)
+    )
+    arena = Arena(folder, _settings())
+    import_pack(arena.writer, arena.media, Pack("benchmark", items, "b" * 32), arena.clock())
+    arena.close()
+
+
+async def saturate(path: str, connections: int, seconds: float) -> tuple[float, Measured]:
+    """Return votes per second by so many connections without pauses. Each is a new voter after 100 votes."""
+    measured, until = Measured(), time.perf_counter() + seconds
+
+    async def run() -> None:
+        session = Session(path)
+        await session.open()
+        cast = 0
+        while time.perf_counter() < until:
+            if cast % 100 == 0:
+                session.cookie = ""
+            await session.vote(measured, reveal=False)
+            cast += 1
+
+    began = time.perf_counter()
+    await asyncio.gather(*(run() for _ in range(connections)))
+    return len(measured.steps["vote"]) / (time.perf_counter() - began), measured
+
+
+async def think(path: str, sessions: int, pause: float, seconds: float) -> tuple[float, Measured]:
+    """Return votes per second of so many people who think for `pause` seconds on average before each vote."""
+    measured, until = Measured(), time.perf_counter() + seconds
+
+    async def run() -> None:
+        session = Session(path)
+        await session.open()
+        while True:
+            await asyncio.sleep(random.expovariate(1 / pause))
+            if time.perf_counter() >= until:
+                return
+            await session.vote(measured, reveal=True)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(run() for _ in range(sessions)))
+    return len(measured.steps["vote"]) / (time.perf_counter() - began), measured
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.arena_api", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: 10)")
+    parser.add_argument("--connections", type=int, default=64, help="of the first part (default: 64)")
+    parser.add_argument("--sessions", type=int, default=400, help="people of the second part (default: 400)")
+    parser.add_argument("--pause", type=float, default=5.0, help="mean seconds that they think (default: 5)")
+    parser.add_argument("--models", type=int, default=20, help="models in the arena (default: 20)")
+    parser.add_argument("--folder", type=Path, help="where the database lies (default: a temporary folder)")
+    args = parser.parse_args(argv)
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="palate-bench-", dir=args.folder) as folder:
+        fill(Path(folder), args.models, 200)
+        server = context.Process(target=serve, args=(folder,), daemon=True)
+        server.start()
+        path = f"{folder}/{SOCKET}"
+        while not os.path.exists(path):
+            time.sleep(0.05)
+        rate, measured = asyncio.run(saturate(path, args.connections, args.seconds))
+        print(f"{rate:.0f} durable votes/s, each with its battle, by {args.connections} connections")
+        print(measured.line("battle"), measured.line("vote"), sep="\n")
+        rate, measured = asyncio.run(think(path, args.sessions, args.pause, args.seconds))
+        print(f"{args.sessions} people who think for {args.pause:g} s: {rate:.0f} votes/s")
+        print(measured.line("battle"), measured.line("vote"), measured.line("vote to reveal"), sep="\n")
+        server.terminate()
+        server.join()
+
+
+if __name__ == "__main__":
+    main()
