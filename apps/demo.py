@@ -1,4 +1,4 @@
-"""`palate demo`: the whole loop on the toy world: draw pairs, vote, train with Diffusion-DPO, draw again, report."""
+"""`palate demo`: the loop on the toy world, for images (draw, vote, train, draw again) and for answers about images."""
 
 from __future__ import annotations
 
@@ -18,29 +18,64 @@ if TYPE_CHECKING:
     from t2i.evaluate import Comparison
 
 
-MADE = ("pairs", "pairs.parquet", "checkpoints", "samples", "model", "before", "after", "metrics.jsonl", "config.yaml")
-"""What an earlier demo left that would be in the way."""
+MADE = {
+    "t2i": (
+        "pairs",
+        "pairs.parquet",
+        "checkpoints",
+        "samples",
+        "model",
+        "before",
+        "after",
+        "metrics.jsonl",
+        "config.yaml",
+    ),
+    "vlm": ("vlm",),
+}
+"""Half -> what an earlier demo left that would be in the way."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the demo and print where the report is."""
     parser = argparse.ArgumentParser(prog="palate demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)")
-    parser.add_argument("--pairs", type=int, default=1024, help="pairs to draw and vote on (default: 1024)")
-    parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
-    parser.add_argument("--held-out", type=int, default=294, help="held-out prompts to compare on (default: all 294)")
+    parser.add_argument("--only", choices=tuple(MADE), help="run one half: images, or answers (default: both)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole demo (default: 0)")
+    images = parser.add_argument_group("images")
+    images.add_argument("--pairs", type=int, default=1024, help="pairs to draw and vote on (default: 1024)")
+    images.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
+    images.add_argument("--held-out", type=int, default=294, help="held-out prompts to compare on (default: all 294)")
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--pictures", type=int, default=512, help="pictures to describe for training (default: 512)")
+    answers.add_argument("--vlm-steps", type=int, default=100, help="training steps (default: 100)")
+    answers.add_argument("--vlm-held-out", type=int, default=300, help="held-out pictures (default: 300)")
     args = parser.parse_args(list(argv))
     began = time.monotonic()
+    out: Path = args.out
+    halves = tuple(MADE) if args.only is None else (args.only,)
+    _make_room(out, halves)
+    said: list[str] = []
+    if "t2i" in halves:
+        print("Images", file=sys.stderr)
+        said += _image_half(out, args)
+    if "vlm" in halves:
+        from apps.demo_vlm import vlm_half
 
+        print("Answers", file=sys.stderr)
+        said += vlm_half(
+            out / "vlm", pictures=args.pictures, steps=args.vlm_steps, held_out=args.vlm_held_out, seed=args.seed
+        )
+    print("\n".join([*said, f"Time: {time.monotonic() - began:.0f} s"]))
+
+
+def _image_half(out: Path, args: argparse.Namespace) -> list[str]:
     from apps.toy_loop import compare, draw_and_vote, draw_held_out, train, write_voted
     from palate.report import write_report
     from t2i.evaluate import write_comparison
     from t2i.train import quiet_libraries
 
+    began = time.monotonic()
     quiet_libraries()
-    out: Path = args.out
-    _make_room(out)
     print("1/5  The base model draws two images for each prompt; synthetic people vote.", file=sys.stderr)
     voted = draw_and_vote(out / "pairs", count=args.pairs, seed=args.seed)
     write_voted(out / "pairs.parquet", voted.pairs)
@@ -58,8 +93,11 @@ def main(argv: Sequence[str]) -> None:
     report = demo_report(out, voted, comparison, seconds=time.monotonic() - began, seed=args.seed)
     path = write_report(out / "report.html", report)
     taste = comparison.verdicts["toy-taste"]
-    print(f"Win rate under the hidden taste: {taste.wins} of {taste.wins.n} decisive comparisons.")
-    print(f"Model: {outcome.model}\nReport: {path}\nTime: {time.monotonic() - began:.0f} s")
+    return [
+        f"Win rate under the hidden taste: {taste.wins} of {taste.wins.n} decisive comparisons.",
+        f"Model: {outcome.model}",
+        f"Report: {path}",
+    ]
 
 
 def demo_report(out: Path, voted: Voted, comparison: Comparison, *, seconds: float, seed: int) -> Report:
@@ -157,7 +195,7 @@ def demo_report(out: Path, voted: Voted, comparison: Comparison, *, seconds: flo
     )
 
 
-def _make_room(out: Path) -> None:
+def _make_room(out: Path, halves: Sequence[str]) -> None:
     """Start anew where an earlier demo lies; leave a folder alone that is not one."""
     from palate.errors import UserError
 
@@ -165,7 +203,7 @@ def _make_room(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         if not stamp.exists():
             raise UserError(f"{out} holds something that is not a demo. Give another --out.")
-        for name in MADE:
+        for name in (name for half in halves for name in MADE[half]):
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""`palate eval`: draw two models at equal seeds, score both, and report win rates with intervals."""
+"""`palate eval`: draw two models at equal seeds, score both, and report win rates with intervals.
+
+`palate eval pope`, `palate eval chair` and `palate eval amber` measure hallucination of a vision-language model instead.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from apps.benchmark import BENCHMARKS
+from apps.benchmark import main as benchmark
 from apps.sample import add_drawing_options
 from palate.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw what is missing, compare, and write comparison.json and report.html."""
+    """Draw what is missing, compare, and write comparison.json and report.html; or run the benchmark that is named."""
+    if argv and argv[0] in BENCHMARKS:
+        benchmark(argv)
+        return
     parser = argparse.ArgumentParser(prog="palate eval", description=__doc__)
     parser.add_argument("--model", required=True, help="pipeline or adapter folder, or hub id")
     parser.add_argument("--base", required=True, help="what to compare with")

@@ -14,8 +14,8 @@ from statistics import median
 
 from tqdm.auto import tqdm
 
-from apps.prove import Results, add_setting, commits, how, made_with, setting_of
-from apps.trials import Setting, Trial, run_trials
+from apps.prove_t2i import Results, how
+from apps.trials import Setting, Trial, add_setting, commits, made_with, run_trials, setting_of
 from palate.errors import run
 
 TOY_BETA = 2000.0

@@ -5,16 +5,18 @@ A result that is on disk is read, not made again, so whoever runs trials can be 
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
+import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from palate.errors import UserError
 from palate.statistics import Estimate
@@ -80,27 +82,58 @@ class Result:
     def read(cls, path: Path) -> Result:
         """Read what `write` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        wins = {}
-        for name, fields in data["wins"].items():
-            fields["value"] = float("nan") if fields["value"] is None else fields["value"]
-            wins[name] = Estimate(**fields)
+        wins = {name: estimate_of(fields) for name, fields in data["wins"].items()}
         return cls(**{**data, "wins": wins})
+
+
+def estimate_of(fields: Mapping[str, Any]) -> Estimate:
+    """Return the estimate that `Estimate.as_dict` wrote."""
+    unknown = {"value": float("nan"), "low": float("-inf"), "high": float("inf")}
+    return Estimate(**{**fields, **{name: value for name, value in unknown.items() if fields[name] is None}})
 
 
 def run_trials(trials: Sequence[Trial], seeds: Sequence[int], setting: Setting) -> dict[str, list[Result]]:
     """Run what is missing and return the results by trial, in the order of the seeds; prints each as it comes."""
+    return side_by_side(trials, seeds, setting, prepare, run_trial, lambda result: str(result.taste))
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class _Timed(Protocol):
+    @property
+    def seconds(self) -> float: ...
+
+
+T = TypeVar("T", bound=_Named)
+R = TypeVar("R", bound=_Timed)
+
+
+def side_by_side(
+    trials: Sequence[T],
+    seeds: Sequence[int],
+    setting: Setting,
+    prepare: Callable[[int | None, Setting], None],
+    run: Callable[[T, int, Setting], R],
+    told: Callable[[R], str],
+) -> dict[str, list[R]]:
+    """Return the results by trial, in the order of the seeds, and print each as it comes.
+
+    prepare: makes what the trials of a seed share, or for None what all share. run: one trial on one seed. Both run in
+    processes of their own and read what is on disk instead of making it again. told: a result in a few words.
+    """
     context = multiprocessing.get_context("spawn")  # every trial starts clean
     pool = ProcessPoolExecutor(
         setting.jobs, mp_context=context, initializer=_share_cores, initargs=(setting.jobs,), max_tasks_per_child=1
     )
     with pool:
         list(pool.map(prepare, [None, *seeds], [setting] * (1 + len(seeds))))
-        futures = {
-            (trial.name, seed): pool.submit(run_trial, trial, seed, setting) for seed in seeds for trial in trials
-        }
+        futures = {(trial.name, seed): pool.submit(run, trial, seed, setting) for seed in seeds for trial in trials}
         for (name, seed), future in futures.items():
             result = future.result()
-            print(f"seed {seed}  {name:<30} {result.taste}  ({result.seconds:.0f} s of training)", flush=True)
+            print(f"seed {seed}  {name:<30} {told(result)}  ({result.seconds:.0f} s of training)", flush=True)
     return {trial.name: [futures[trial.name, seed].result() for seed in seeds] for trial in trials}
 
 
@@ -163,13 +196,46 @@ def run_trial(trial: Trial, seed: int, setting: Setting) -> Result:
         seconds=seconds,
         items_per_second=sorted(speeds)[len(speeds) // 2],
         steps=outcome.step,
-        made_of={**made_of, "commit": _commit()},
+        made_of={**made_of, "commit": commit()},
     )
     result.write(done)
     return result
 
 
-def _commit() -> str:
+def add_setting(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the options that every page of trials has."""
+    cores = os.cpu_count() or 1
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of the runs (default: {out})")
+    parser.add_argument("--write", type=Path, help="Markdown file to write")
+    parser.add_argument("--pairs", type=int, default=1024, help="pairs to draw for each seed (default: 1024)")
+    parser.add_argument("--held-out", type=int, default=294, help="held-out prompts (default: all 294)")
+    parser.add_argument("--jobs", type=int, default=cores, help=f"trials side by side (default: a core each, {cores})")
+
+
+def setting_of(args: argparse.Namespace) -> Setting:
+    """Return the parsed options of `add_setting`."""
+    return Setting(args.out, pairs=args.pairs, held_out=args.held_out, jobs=args.jobs)
+
+
+class _MadeOf(Protocol):
+    @property
+    def made_of(self) -> Mapping[str, Any]: ...
+
+
+def made_with() -> str:
+    """Return the versions, for a page's head."""
+    import torch
+
+    return f"torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}, on a CPU"
+
+
+def commits(results: Mapping[str, Sequence[_MadeOf]]) -> str:
+    """Return the commits that the results were made at."""
+    found = {r.made_of["commit"] for per_seed in results.values() for r in per_seed if r.made_of}
+    return f"commit {' and '.join(sorted(found))}"
+
+
+def commit() -> str:
     """The commit of the code that runs, with a mark where files differ from it."""
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent

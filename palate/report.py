@@ -37,7 +37,7 @@ from palate.charts import Chart, Line, draw
 from palate.errors import UserError, unknown
 from palate.statistics import Estimate
 
-__all__ = ["Card", "Chart", "Grid", "Line", "Report", "Row", "Step", "Table", "write_report"]
+__all__ = ["Card", "Chart", "Grid", "Line", "Report", "Row", "Said", "Sayings", "Step", "Table", "write_report"]
 
 Winner = Literal["before", "after", "tie", "both_bad"]
 _LARGEST_SIDE = 768  # Pixels; larger images are scaled down, so that a page of 60 SDXL images stays a few megabytes.
@@ -83,6 +83,32 @@ class Grid:
     note: str = ""
 
 
+Pieces = Sequence[tuple[str, bool]]
+"""A text in pieces: (text, whether it is marked)."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What two models say about one image."""
+
+    question: str
+    image: Image.Image
+    before: Pieces
+    after: Pieces
+
+
+@dataclass(frozen=True)
+class Sayings:
+    """Rows of answers before and after; the labels say who answers, `marks` what a marked piece is."""
+
+    title: str
+    rows: Sequence[Said]
+    before: str = "before"
+    after: str = "after"
+    marks: str = "marked"
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of text, numbers and estimates (shown with their intervals), one cell per column."""
@@ -123,6 +149,7 @@ class Report:
     cards: Sequence[Card] = ()
     notices: Sequence[str] = ()
     grids: Sequence[Grid] = ()
+    sayings: Sequence[Sayings] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
     steps: Sequence[Step] = ()
@@ -150,6 +177,7 @@ def render(report: Report) -> str:
         report=report,
         cards=[_card(card) for card in report.cards],
         grids=[_grid(grid) for grid in report.grids],
+        sayings=[(group, [(said, _shown(said.image)) for said in group.rows]) for group in report.sayings],
         charts=[(chart, draw(chart)) for chart in report.charts],
         tables=[(table, [[_cell(cell) for cell in row] for row in table.rows]) for table in report.tables],
         provenance={
@@ -248,18 +276,19 @@ def _grid(grid: Grid) -> dict[str, Any]:
 
 
 def _picture(row: Row, label: str, side: Literal["before", "after"]) -> dict[str, Any]:
-    image = row.before if side == "before" else row.after
     seed = "" if row.seed is None else f", seed {row.seed}"
     return {
         "label": label,
         "side": side,
         "won": row.winner == side,
         "alt": f"{label}{seed}: {row.prompt}",
-        "uri": _data_uri(image),
-        "width": image.width,
-        "height": image.height,
-        "tiny": max(image.size) <= _TINY_SIDE,
+        **_shown(row.before if side == "before" else row.after),
     }
+
+
+def _shown(image: Image.Image) -> dict[str, Any]:
+    width, height = image.size
+    return {"uri": _data_uri(image), "width": width, "height": height, "tiny": max(image.size) <= _TINY_SIDE}
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -20,9 +20,10 @@ from diffusers.utils import make_image_grid
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from palate.objectives import Loss, by_timestep, gradient_entanglement
+from palate.objectives import Loss, by_timestep
 from palate.objectives.scores import ResponseScores
-from palate.training.method import Backward, Report
+from palate.training.method import Backward, Report, is_sharded
+from palate.training.objective import entanglement, implicit_accuracy, step_loss
 from palate.training.reference import Reference
 from palate.training.settings import Precision
 from t2i.data import Batch, Example, PairExamples, collate
@@ -104,20 +105,16 @@ class PairMethod:
         inputs = self._inputs(batch)
         errors: Errors = module(*inputs)
         slots = _slots(errors)
-        statistics = {name: gather(value) for name, value in self.loss.statistics(slots).items()}
-        if statistics:
-            statistics["offset"] = torch.tensor(PartialState().process_index * len(batch.p_chosen))
-        if self.loss.has_state:
-            self.loss.observe(statistics)
-        loss, report = self.loss(
+        loss, report = step_loss(
+            self.loss,
             slots,
+            items=len(batch.p_chosen),
+            at=at,
             p_chosen=batch.p_chosen,
             score_gap=batch.score_gap,
             error_product=errors.product,
-            batch_stats=statistics or None,
-            step=at,
         )
-        report |= self._entanglement(slots, at)
+        report |= entanglement(self._module.parameters(), slots, every=self.entanglement_every, at=at)
         backward(loss.mean())
         with torch.no_grad():
             chosen, rejected = errors.policy.detach().chunk(2)
@@ -132,20 +129,11 @@ class PairMethod:
                 **{f"loss/{name}": mean for name, mean in by_timestep(loss.detach(), batch.timestep).items()},
             }
 
-    def _entanglement(self, slots: Mapping[str, ResponseScores], at: int) -> dict[str, Tensor]:
-        """Cosine of the gradients of the mean chosen and rejected score, every so many steps and NaN in between."""
-        if not self.entanglement_every:
-            return {}
-        chosen, rejected = slots["chosen"].policy.mean(), slots["rejected"].policy.mean()
-        if at % self.entanglement_every:
-            return {"entanglement": torch.full_like(chosen.detach(), torch.nan)}
-        return {"entanglement": gradient_entanglement(self._module.parameters(), chosen, rejected)}
-
     def evaluate(self, module: nn.Module, folder: Path, step: int) -> Report:
         report: Report = {}
         if self.held_out is not None and len(self.held_out):
             report |= self._implicit_accuracy(module, step)
-        if self.sample and not _is_sharded(module):
+        if self.sample and not is_sharded(module):
             report |= self._draw(folder / f"step-{step:08d}")
         return report
 
@@ -209,14 +197,12 @@ class PairMethod:
         margin, chosen_error, reference_error, p = everything.unbind(1)
         # Rows repeat the pairs once a draw, in the same order.
         margin, p = margin.view(self.draws, -1).mean(0), p.view(self.draws, -1)[0]
-        decided = p != 0.5
-        right = 0.5 + 0.5 * margin.sign() * (p - 0.5).sign()  # an undecided model is right half of the time
         error = float(chosen_error.mean())
         if self._first_error is None:
             self._first_error = error
         baseline = float(reference_error.mean()) if not reference_error.isnan().any() else self._first_error
         return {
-            "accuracy": float(right[decided].mean()) if decided.any() else float("nan"),
+            "accuracy": implicit_accuracy(margin, p),
             "margin": self.loss.beta(self.loss.terms[0], step) * float(margin.mean()),
             "chosen_error": error,
             "chosen_error_ratio": error / baseline,
@@ -285,10 +271,3 @@ def _slots(errors: Errors) -> dict[str, ResponseScores]:
     return {
         name: ResponseScores(policy[k], reference[k], shift=shift[k]) for k, name in enumerate(("chosen", "rejected"))
     }
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    """Sampling calls the denoiser on one rank alone, which sharded weights do not allow."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule) or type(module).__name__ == "DeepSpeedEngine"

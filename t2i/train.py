@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from palate.config import load_config
 from palate.errors import UserError, run
-from t2i.settings import ObjectiveConfig, T2IConfig
+from palate.training.objective import ObjectiveConfig
+from t2i.settings import T2IConfig
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from palate.objectives import Loss
+    from palate.records import Pair
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +40,7 @@ def train(config: T2IConfig, resolved: str) -> Any:
     from t2i.data import Example, ImageConfig, PairExamples, PairList, Pairs
     from t2i.families import load_family
     from t2i.method import PairMethod
-    from t2i.pairs import PairSource, Pictured
+    from t2i.pairs import PairSource
 
     quiet_libraries()
     accelerator = start_accelerator(config)
@@ -58,8 +62,8 @@ def train(config: T2IConfig, resolved: str) -> Any:
     else:
         streamed = examples(PairList([]), config.data.image)
 
-        def finish(item: tuple[Pictured, int]) -> Example:
-            (pair, chosen, rejected), visit = item
+        def finish(item: tuple[tuple[Pair, list[Image.Image]], int]) -> Example:
+            (pair, (chosen, rejected)), visit = item
             return streamed.example(pair, chosen, rejected, visit)
 
         data = StreamData(partial(source.stream, needs=loss.needs), finish, fingerprint)
@@ -86,23 +90,9 @@ def train(config: T2IConfig, resolved: str) -> Any:
 
 def build_loss(objective: ObjectiveConfig, available: Mapping[str, bool | str]) -> Loss:
     """Return the loss; raises UserError for what the data or a diffusion model cannot give."""
-    from palate.objectives import OBJECTIVES, AutoBeta, build
-    from palate.objectives.schedule import value_at
+    from palate.training import objective as preference
 
-    beta: Any = objective.beta
-    if objective.target_margin is not None:
-        first = OBJECTIVES.get(objective.terms[0].objective) if objective.terms else None
-        default = first.defaults.get("diffusion", {}).get("beta") if first else None
-        if first and "reference" not in first.needs:
-            raise UserError(
-                f"--objective.target_margin adapts the beta of the first term, and {objective.terms[0].objective} has no "
-                "margin over a reference."
-            )
-        start = value_at(beta, 0) if beta is not None else default
-        if start is None:
-            raise UserError("--objective.target_margin needs a beta to start from: set --objective.beta.")
-        beta = AutoBeta(start, target=objective.target_margin)
-    return build(objective.terms, modality="diffusion", beta=beta, available=available)
+    return preference.build_loss(objective, "diffusion", available)
 
 
 def quiet_libraries() -> None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from apps.benchmark import BENCHMARKS, make_parser
 from apps.cli import COMMANDS
 from palate import __version__
 from palate.config import load_config
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
-FOLDERS = "palate|rewards|t2i|apps|configs|tests|docs|benchmarks"
+FOLDERS = "palate|rewards|t2i|vlm|apps|configs|tests|docs|benchmarks"
 SCRIPTS = ("apps.prove", "apps.objective_table", "palate.toy.make_models")  # run as python -m
 RUN_ELSEWHERE = {"your-own-pairs.md"}  # by tests/palate/test_readers.py
 
@@ -146,6 +147,9 @@ def accelerate(words: list[str]) -> None:
 
     assert words[0] == "launch"
     options = launch_command_parser().parse_args(words[1:])
+    if options.module and options.training_script == "apps.score":
+        read_options("apps.score", options.training_script_args)
+        return
     assert options.module and options.training_script == "t2i.train"
     check_training(options.training_script_args)
 
@@ -222,6 +226,9 @@ def test_commands(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "palate train t2i --objective.terms '[{objective: dpoo}]'",
         "palate merge --adaptor x --out y",
         "palate score --scorer tyo --data x --out y.parquet",
+        "palate eval pop --answers x",
+        "palate eval amber --questions x --answers y",
+        "palate build --methods swap",
         "palate score --scorer open_clip:ViT-B-32:nothing --data x --out y.parquet",
         "accelerate launch --num_process 2 -m t2i.train --config toy/dpo",
         "accelerate launch -m t2i.train --data.paht x",
@@ -265,7 +272,7 @@ def test_named_files(page: Path) -> None:
 def test_named_code(page: Path) -> None:
     """`palate.randomness.generator(seed, ...)` is importable, and takes parameters of those names."""
     for code in inline(page):
-        match = re.fullmatch(r"((?:palate|rewards|t2i|apps)(?:\.\w+)+)(?:\(([\w, ]*)\))?", code)
+        match = re.fullmatch(r"((?:palate|rewards|t2i|vlm|apps)(?:\.\w+)+)(?:\(([\w, ]*)\))?", code)
         if not match or "NAME" in code or code.endswith((".py", ".md", ".yaml")):
             continue
         found = resolve(match[1])
@@ -294,7 +301,7 @@ def options() -> frozenset[str]:
     from accelerate.commands.launch import launch_command_parser
 
     modules = [*(module for name, (module, _) in COMMANDS.items() if name != "train"), *SCRIPTS]
-    parsers = [read_options(module, None).parser for module in modules]
+    parsers = [read_options(module, None).parser for module in modules] + [make_parser(name) for name in BENCHMARKS]
     strings = {s for p in [*parsers, launch_command_parser()] for a in p._actions for s in a.option_strings}
     _, resolved = load_config(T2IConfig, [], "t2i.train")
 
@@ -325,6 +332,11 @@ def test_configurations(page: Path, tmp_path: Path) -> None:
         if block.language != "yaml":
             continue
         said = yaml.safe_load(block.text)
+        if isinstance(said, list) and "scorer" in said[0]:  # an ensemble
+            for part in said:
+                check_scorer(part.pop("scorer"))
+                assert set(part) <= {"weight", "mean", "std", "options"}
+            continue
         if isinstance(said, list):
             said = {"terms": said}
         if set(said) == {"terms"}:

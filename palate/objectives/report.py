@@ -1,6 +1,6 @@
 """What training says about itself each step: the same names for both modalities and for pairs, ratings, rankings.
 
-rewards/chosen, rewards/rejected: beta * r (beta * score where there is no reference);
+rewards/chosen, rewards/rejected: beta * r; where there is no reference beta * score, for answers beta * score per token;
 margin: rewards/chosen - rewards/rejected, for pairs beta * D;
 accuracy: share of preferences that the rewards reproduce;
 drift/chosen, drift/rejected: policy score - reference score, in the score's unit;
@@ -25,6 +25,8 @@ def pair_report(scores: PairScores, beta: float) -> dict[str, Tensor]:
     """Return the report of B pairs. Accuracy leaves out pairs with p_chosen = 1/2; an exact draw (D = 0) counts 1/2."""
     if scores.ref_chosen is None or scores.ref_rejected is None:
         chosen, rejected = at_least_float32(scores.chosen), at_least_float32(scores.rejected)
+        if scores.unit == "nats" and scores.chosen_lengths is not None and scores.rejected_lengths is not None:
+            chosen, rejected = chosen / scores.chosen_lengths, rejected / scores.rejected_lengths
         has_reference = False
     else:
         chosen, rejected = scores.chosen_reward, scores.rejected_reward

@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,19 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from palate.toy import make_clip, make_sd
+from palate.toy import make_clip, make_sd, make_vlm
 from palate.toy.grammar import prompts
 from palate.toy.perceive import as_array
 from palate.toy.taste import taste
 from palate.toy.weights import ROOT
 from palate.toy.world import render_array, sample_scene
 
+TRAINED: dict[str, Callable[[int, Path], object]] = {
+    "sd": lambda seed, folder: make_sd.train_sd(make_sd.Recipe(), seed, str(folder)),
+    "clip": lambda seed, folder: make_clip.train_clip(make_clip.Recipe(), seed, folder),
+    "vlm": lambda seed, folder: make_vlm.train_vlm(make_vlm.Recipe(), seed, folder),
+}
+"""Model -> its training from nothing into a folder."""
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch")
 STEPS, GUIDANCE = 20, 3.0  # how the quality of the miniature Stable Diffusion is measured
 
@@ -96,29 +102,31 @@ def grid(images: Sequence[Image.Image], columns: int = 8, zoom: int = 4) -> Imag
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m palate.toy.make_models", description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT, help="folder that gets sd/, clip/ and quality.json")
-    parser.add_argument("--only", choices=("sd", "clip"), help="train one of the models alone")
+    parser.add_argument("--out", type=Path, default=ROOT, help="folder that gets sd/, clip/, vlm/ and quality.json")
+    parser.add_argument("--only", choices=TRAINED, help="train one of the models alone")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes, initial weights and training noise")
     parser.add_argument("--measure", action="store_true", help="train nothing: measure the models in --out again")
     options = parser.parse_args(arguments)
 
     notes_file = options.out / "quality.json"
     notes: dict[str, Any] = json.loads(notes_file.read_text()) if notes_file.is_file() else {}
-    for name in ("sd", "clip") if options.only is None else (options.only,):
+    measured: dict[str, Callable[[Path], dict[str, float]]] = {
+        "sd": sd_quality,
+        "clip": make_clip.retrieval_accuracy,
+        "vlm": make_vlm.vlm_quality,
+    }
+    for name in TRAINED if options.only is None else (options.only,):
         folder = options.out / name
         if not options.measure:
             start = time.perf_counter()
-            if name == "sd":
-                make_sd.train_sd(make_sd.Recipe(), options.seed, str(folder))
-            else:
-                make_clip.train_clip(make_clip.Recipe(), options.seed, folder)
+            TRAINED[name](options.seed, folder)
             notes[name] = {
                 "seed": options.seed,
                 "training_minutes": round((time.perf_counter() - start) / 60, 1),
                 "threads": torch.get_num_threads(),
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             }
-        quality = sd_quality(folder) if name == "sd" else make_clip.retrieval_accuracy(folder)
+        quality = measured[name](folder)
         notes.setdefault(name, {})["quality"] = {key: round(value, 4) for key, value in quality.items()}
         notes_file.write_text(json.dumps(notes, indent=2) + "\n")
         print(f"{folder}: {json.dumps(notes[name])}")

@@ -10,11 +10,13 @@ ROOT = Path(__file__).parent / "weights"
 MODELS = {
     "sd": "a Stable Diffusion pipeline folder",
     "clip": "an open_clip folder, for 'local-dir:' names",
+    "vlm": "a vision-language model in LLaVA's layout",
 }
 
 
 def toy_path(name: str) -> Path:
-    """The shipped folder of a miniature model: "sd" for `StableDiffusionPipeline`, "clip" for open_clip.
+    """The shipped folder of a miniature model: "sd" for `StableDiffusionPipeline`, "clip" for open_clip,
+    "vlm" for `AutoModelForImageTextToText`.
 
     Raises UserError for another name, or where the weights were left out of an installation.
     """

@@ -148,7 +148,11 @@ def sample_scene(rng: np.random.Generator, prompt: str | None = None) -> Scene:
         ]
         if _allowed(shapes, request):
             break
+    return Scene(tuple(shapes), *sample_light(rng))
+
+
+def sample_light(rng: np.random.Generator) -> tuple[tuple[float, float, float], tuple[float, float]]:
+    """A random background, nearly grey, and its slope."""
     grey = rng.uniform(0.84, 0.97)
     red, green, blue = np.clip(grey + rng.uniform(-0.02, 0.02, size=3), 0, 1).tolist()
-    slope = (float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.06, 0.06)))
-    return Scene(tuple(shapes), (red, green, blue), slope)
+    return (red, green, blue), (float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.06, 0.06)))

@@ -1,0 +1,177 @@
+"""`vlm.train` from a command line to a model that other libraries load, and its errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from palate.errors import GuardStop, UserError
+from palate.training.guard import Guard, GuardConfig
+from tests.t2i.runs import rows
+from tests.vlm.batches import mixed_batch
+from tests.vlm.runs import noise_pairs, options, run_in_process, write
+from vlm.loading import load_model
+from vlm.scoring import AnswerScores
+from vlm.train import main
+
+RECIPES = {
+    "povid_stage1": {"objective.recipe": "povid_stage1", "model.projector.lr": 1e-3},
+    "povid_stage2": {"objective.recipe": "povid_stage2"},
+    "bpo": {"objective.recipe": "bpo", "train.workers": 1},
+    "mdpo": {"objective.recipe": "mdpo", "model.gradient_checkpointing": True},
+    "rlhf_v": {"objective.recipe": "rlhf_v", "model.language.tuning": "full", "model.tower.tuning": "full"},
+    "simpo": {"objective.recipe": "simpo", "model.shared_prefix": "off"},
+    "streaming": {"data.streaming": True, "objective.entanglement_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "pairs.parquet", noise_pairs(12))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_lowers_its_loss_and_saves_a_model_that_others_load(
+    recipe: str, tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
+):
+    folder, out = tiny_folder("llava"), tmp_path / "run"
+    settings = {
+        "model.path": str(folder),
+        "data.path": str(pairs),
+        "data.limit": 4,
+        "train.batch_size": 4,
+        "train.steps": 6,
+    }
+    outcome = run_in_process({**settings, "optim.lr": 3e-3, "out": str(out), **RECIPES[recipe]})
+    losses = [row["loss"] for row in rows(out, "train")]
+    assert losses[-1] < losses[0] and not rows(out, "guard")
+
+    if (outcome.model / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(folder), outcome.model)
+        plain = plain.merge_and_unload()
+    else:
+        plain = AutoModelForImageTextToText.from_pretrained(outcome.model)
+    AutoProcessor.from_pretrained(outcome.model)
+    trained = load_model(str(outcome.model))
+    batch = mixed_batch(trained)
+    with torch.no_grad():
+        ours = AnswerScores(trained, with_reference=False)(batch).policy
+        object.__setattr__(trained, "model", plain.eval())
+        theirs = AnswerScores(trained, with_reference=False)(batch).policy
+        before = AnswerScores(load_model(str(folder)), with_reference=False)(batch).policy
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert float((ours - before).abs().max()) > 1e-2
+
+
+def test_held_out_images_are_not_trained_on(tiny_folder: Callable[[str], Path], tmp_path: Path):
+    """Every image occurs with two questions; the split parts images, not questions."""
+    from dataclasses import replace
+
+    from palate.conversations import Message
+    from vlm.pairs import AnswerSource
+    from vlm.settings import DataConfig
+
+    single = [pair for pair in noise_pairs(20, text_only_every=0) if len(pair.images) == 1]
+    twice = [p for pair in single for p in (pair, replace(pair, prompt=(Message.user("another?", 1),)))]
+    path = write(tmp_path / "twice.parquet", twice)
+    source = AnswerSource(DataConfig(path=str(path), held_out=0.4))
+    assert source.training is not None and source.held_out is not None
+    kept, held = (
+        {image.id for n in range(len(part)) for image in part.read(n)[0].images}
+        for part in (source.training, source.held_out)
+    )
+    assert held and not kept & held and len(source.training) + len(source.held_out) == len(twice)
+
+
+def test_the_journal_says_what_happens(tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    settings = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "out": str(out)}
+    run_in_process(
+        {**settings, "eval.every": 2, "data.held_out": 0.3, "data.max_length": 92, "objective.recipe": "mdpo"}
+    )
+    first, *_, last = rows(out, "eval")
+    assert first["eval/margin"] == 0 and first["eval/accuracy"] == 0.5 and first["eval/image_reliance"] is not None
+    assert last["eval/margin"] != 0 and last["eval/pairs"] == first["eval/pairs"]
+    names = {"loss", "loss/anchor", "margin", "accuracy", "displacement", "drift/chosen", "chosen_fall", "chosen_nll"}
+    for row in rows(out, "train"):
+        assert names | {"length/chosen", "length/rejected", "cut_answers", "grad_norm", "lr"} <= row.keys()
+    meta = json.loads((out / "checkpoints" / "step-00000004" / "meta.json").read_text())
+    assert meta["fingerprint"]["objective"]["recipe"] == "mdpo"
+    assert "recipe: mdpo" in (out / "model" / "palate.yaml").read_text()
+
+
+def test_a_fall_of_the_chosen_answers_stops_where_it_is_named(
+    tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
+):
+    """A pull away from the chosen answers: minus the weight of an sft term."""
+    settings = {
+        "model.path": str(tiny_folder("llava")),
+        "data.path": str(pairs),
+        "objective.recipe": "custom",
+        "objective.terms": [{"objective": "dpo", "weight": 0.01}, {"objective": "sft", "weight": -1.0}],
+        "optim.lr": 1e-2,
+        "train.steps": 30,
+        "checkpoint.every": 0,
+        "guard.patience": 2,
+        "guard.chosen_fall": 0.05,
+    }
+    with pytest.raises(GuardStop, match="chosen_fall: the chosen answers' log-probability fell"):
+        run_in_process({**settings, "guard.stop_on": ["chosen_fall"], "out": str(tmp_path / "run")})
+
+
+def test_the_guard_tells_a_margin_without_images():
+    """The margin grows by 2: fine while the images' worth grows with it, an alarm where it does not, never without any."""
+    for reliance, sounds in (([0.1, 0.3], False), ([0.1, 0.1], True), ([0.1, 0.05], True), ([float("nan")] * 2, False)):
+        guard = Guard(GuardConfig())
+        guard.look({"held_out_margin": 0.0, "image_reliance": reliance[0]})
+        found = guard.look({"held_out_margin": 2.0, "image_reliance": reliance[1]})
+        assert [finding.name for finding in found] == ["ungrounded"] * sounds
+    guard = Guard(GuardConfig(patience=1, smoothing=0.0))
+    assert not guard.look({"chosen_fall": float("nan"), "chosen_nll": 2.0})
+    assert [f.name for f in guard.look({"chosen_fall": float("nan"), "chosen_nll": 2.6})] == ["chosen_fall"]
+
+
+WRONG = {
+    "no model": ({"model.path": ""}, r"--model\.path is missing"),
+    "no data": ({"data.path": ""}, r"--data\.path is missing"),
+    "old layout": ({"model.path": "liuhaotian/llava-v1.5-7b"}, "llava-hf/llava-1.5-7b-hf"),
+    "nothing trains": ({"model.language.tuning": "frozen", "model.projector.tuning": "frozen"}, "Nothing would train"),
+    "too long": ({"data.max_length": 12}, "the prompt alone has"),
+    "no such recipe": ({"objective.recipe": "mdpoo"}, "did you mean 'mdpo'"),
+    "no such part": ({"model.projecter.lr": 1}, "did you mean 'model.projector"),
+    "image root": ({"data.image_root": "/nowhere"}, "is not a folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_end_in_a_sentence(case: str, tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
+    settings, says = WRONG[case]
+    common = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "out": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=says):
+        main(options({**common, **settings}))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_quantised_base_with_an_adapter_trains(tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
+    """4 bits on a CPU, after an evaluation and a cached reference, which must not pack the weights for good."""
+    pytest.importorskip("bitsandbytes")
+    settings = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "out": str(tmp_path / "run")}
+    run_in_process(
+        {
+            **settings,
+            "model.quantise": "4bit",
+            "eval.every": 2,
+            "data.held_out": 0.3,
+            "reference.kind": "cached",
+            "model.projector.tuning": "frozen",
+        }
+    )
+    assert all(row["grad_norm"] > 1e-4 for row in rows(tmp_path / "run", "train"))
+    assert rows(tmp_path / "run", "eval")[0]["eval/margin"] == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,169 @@
+"""Train a vision-language model on preferences.
+
+accelerate launch -m vlm.train --config vlm/llava15_povid --data.path povid.json --data.image_root coco
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from palate.config import load_config
+from palate.errors import UserError, run
+from vlm.settings import VLMConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from PIL import Image
+
+    from palate.conversations import AnswerPair
+    from vlm.data import Example
+    from vlm.encoding import Encoder
+    from vlm.loading import Loaded
+    from vlm.method import Measure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the configuration, train, and print where the model is."""
+    config, resolved = load_config(VLMConfig, sys.argv[1:] if argv is None else argv, "vlm.train")
+    for name, value in (("--model.path", config.model.path), ("--data.path", config.data.path)):
+        if not value:
+            raise UserError(f"{name} is missing: give a local path or a hub id.")
+    train(config, resolved)
+
+
+def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ()) -> Any:
+    """Train as configured and return the loop's `Outcome`. `resolved` is the configuration as YAML.
+
+    measures: what else an evaluation measures (`vlm.method.Measure`).
+    """
+    # Heavy imports wait until the configuration is known to be good.
+    from palate.training.data import Data, MapData, StreamData
+    from palate.training.loop import explain_memory, fit, start_accelerator
+    from vlm.data import PairExamples, PairList
+    from vlm.encoding import Encoder
+    from vlm.loading import load_model
+    from vlm.method import AnswerMethod, stay_awake
+    from vlm.objective import Wanted, build_loss
+    from vlm.pairs import AnswerSource
+    from vlm.recipes import resolve
+    from vlm.reference_fill import filled_cache
+    from vlm.scoring import AnswerScores
+    from vlm.tuning import Lora, tune
+
+    quiet_libraries()
+    accelerator = start_accelerator(config)
+    wanted = config.objective
+    recipe = resolve(
+        wanted.recipe,
+        wanted.fidelity,
+        terms=wanted.terms,
+        corruption=wanted.corruption,
+        mixtures=wanted.mixtures,
+    )
+    source = AnswerSource(config.data)
+    loss = build_loss(config, recipe, source.data_available())
+    model, seed = config.model, config.train.seed
+    with explain_memory("loading the model", config.train, how=config):
+        loaded = load_model(
+            model.path, dtype="bf16" if config.train.precision == "bf16" else "fp32", quantise=model.quantise
+        )
+        if model.quantise == "none":
+            loaded.model.to(accelerator.device)
+        stay_awake(loaded.model)
+    encoder = Encoder(loaded, max_length=config.data.max_length)
+    common: dict[str, Any] = {"seed": seed, "apart": source.apart}
+    corruption = recipe.corruption if Wanted.by(loss, recipe).corruption else None
+    held_out = PairExamples(source.held_out, encoder, **common) if source.held_out else None
+    training = PairExamples(source.training or PairList([]), encoder, corruption=corruption, **common)
+
+    def finish(item: tuple[tuple[AnswerPair, list[Image.Image]], int]) -> Example:
+        (pair, pictures), visit = item
+        return training.example(pair, pictures, visit)
+
+    data: Data
+    if source.training is not None:
+        data = MapData(training, len(source.training), source.fingerprint)
+    else:
+        data = StreamData(partial(source.stream, needs=loss.needs), finish, source.fingerprint)
+
+    with explain_memory("the first batch", config.train, how=config):
+        first = [training[n, 0] for n in range(min(config.train.batch_size, len(training)))] or [
+            finish(item)
+            for _, item in islice(source.stream({"position": 0}, needs=loss.needs), config.train.batch_size)
+        ]
+        shared = _may_share(config, accelerator, loaded, encoder, first)
+    if config.reference.kind == "cached":
+        with explain_memory("computing the reference", config.train, how=config):
+            everything = [training, *([held_out] if held_out else [])]
+            cache = filled_cache(config, accelerator, loaded, source.fingerprint, everything, shared)
+        for examples in (training, held_out):
+            if examples is not None:
+                examples.known, examples.draws = cache, config.reference.draws
+    with explain_memory("loading the model", config.train, how=config):
+        tune(
+            loaded,
+            language=model.language.tuning,
+            projector=model.projector.tuning,
+            tower=model.tower.tuning,
+            lora=Lora(model.lora.rank, model.lora.alpha, model.lora.dropout, tuple(model.lora.targets)),
+            seed=seed,
+        )
+        if model.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        live = "reference" in loss.needs and config.reference.kind == "online"
+        method = AnswerMethod(
+            loaded,
+            encoder,
+            loss,
+            recipe,
+            AnswerScores(loaded, with_reference=live, shared=shared, chunks=model.head_chunks),
+            rates={part: getattr(model, part).lr for part in ("language", "projector", "tower")},
+            changed_weight=wanted.changed_weight,
+            held_out=held_out,
+            eval_batch=config.train.batch_size,
+            entanglement_every=wanted.entanglement_every,
+            measures=measures,
+        )
+    made_of = {"model": asdict(model), "objective": asdict(wanted), "reference": asdict(config.reference)}
+    for group, name in (("model", "gradient_checkpointing"), ("model", "head_chunks"), ("reference", "folder")):
+        made_of[group].pop(name)
+    accelerator.print(source.summary())
+    outcome = fit(method, data, config, accelerator, fingerprint=made_of, resolved=resolved)
+    accelerator.print(source.summary(), f"The model is in {outcome.model}.", sep="\n")
+    return outcome
+
+
+def _may_share(
+    config: VLMConfig, accelerator: Accelerator, loaded: Loaded, encoder: Encoder, first: Sequence[Example]
+) -> bool:
+    """Return whether answers share their prompt, as the settings say or the first batch shows."""
+    from accelerate.utils import broadcast_object_list
+
+    from vlm.data import collate
+    from vlm.self_test import may_share
+
+    if config.model.shared_prefix != "auto":
+        return config.model.shared_prefix == "on" and not (first and first[0].rejected)
+    verdict: list[Any] = [None]
+    if accelerator.is_main_process:
+        verdict = [may_share(loaded, collate(first, encoder).answers.to(accelerator.device))]
+    broadcast_object_list(verdict)
+    accelerator.print(verdict[0].reason)
+    return verdict[0].shared
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' loading chatter out of a run's own output."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    run(main)
