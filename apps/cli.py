@@ -23,7 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "enter": ("apps.enter", "add a model to an arena as a challenger"),
     "board": ("apps.board", "compute the arena's board again from an exported log of votes"),
     "build": ("apps.build", "make rejected answers for a vision-language model's preference data"),
-    "eval": ("apps.evaluate", "compare two models at equal seeds, or run a hallucination benchmark (pope, chair, amber)"),
+    "eval": (
+        "apps.evaluate",
+        "compare two models at equal seeds, or run a hallucination benchmark (pope, chair, amber)",
+    ),
     "merge": ("apps.merge", "merge a LoRA adapter into a full pipeline"),
     "push": ("apps.push", "upload a trained model to the hub"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from palate.errors import UserError
@@ -40,12 +41,18 @@ def main(argv: Sequence[str]) -> None:
 
 def merge_into_model(adapter: Path, base: str | None, out: Path) -> None:
     """Write the vision-language model that a PEFT adapter is for, in fp32, the adapter merged into it."""
+    from peft import PeftModel
+
     from vlm.loading import load_model
     from vlm.saving import save_full
     from vlm.train import quiet_libraries
 
     quiet_libraries()
-    save_full(load_model(str(adapter), base=base), out, {})
+    loaded = load_model(base or str(adapter))
+    if base:
+        merged = PeftModel.from_pretrained(loaded.model, adapter).merge_and_unload()
+        loaded = replace(loaded, model=merged)
+    save_full(loaded, out, {})
 
 
 def find_adapter(folder: Path) -> Path:

@@ -28,7 +28,7 @@ the pairs whose chosen image has the higher taste, since votes give no score gap
 learns, and how far it drifts; it does not rank them beyond their intervals. The guard only warns here: an objective
 whose chosen error grows past 1.25 times the reference's would be stopped by the recipe. Seconds per step are the median of
 {timed} steps run after the trials, one objective at a time on {threads} threads."""
-TIMED_STEPS = 20
+TIMED_STEPS = 10
 
 
 def trials(steps: int) -> list[Trial]:

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from apps.trials import Setting, commit, estimate_of
+from palate.config import find_recipe
 from palate.errors import UserError
 from palate.statistics import Estimate
 
@@ -99,11 +102,12 @@ def run_trial(trial: VLMTrial, seed: int, setting: Setting) -> VLMResult:
         "overrides": list(trial.overrides),
         "pictures": setting.pairs,
         "held_out": setting.held_out,
+        "settings": yaml.safe_load(find_recipe(trial.recipe).read_text(encoding="utf-8")),
     }
     if done.exists():
         result = VLMResult.read(done)
-        if {**result.made_of, "commit": ""} != {**made_of, "commit": ""}:
-            raise UserError(f"{done} is of another trial. Give another --out.")
+        if any(result.made_of.get(name, value) != value for name, value in made_of.items()):
+            raise UserError(f"{done} is of another trial, or of another version of its recipe. Give another --out.")
         return result
     quiet_libraries()
     pairs = folder / "pairs" / f"{trial.rejected}.parquet"

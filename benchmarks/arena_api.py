@@ -2,9 +2,9 @@
 
     python -m benchmarks.arena_api
 
-The server is a process of its own on a socket of this machine: FastAPI, SQLite with synchronous=FULL, group commit. Every
-vote is a battle asked for, chosen by matchmaking and recorded, and then a vote recorded; both are on disk before they are
-answered. First as many as the server takes, by a few connections; then people who think between votes.
+The server is a process of its own on a socket of this machine: FastAPI, SQLite with synchronous=FULL, group commit. A
+battle is chosen by matchmaking and recorded, then its vote; both are on disk before they are answered. First votes alone,
+then battles and votes, as many as the server takes; then people who think between votes and ask for each reveal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 SOCKET = "arena.sock"
-HEAD = "POST /api/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{cookie}\r\n"
+HEAD = (
+    "POST /api/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{cookie}\r\n"
+)
 
 
 @dataclass
@@ -133,18 +136,41 @@ async def saturate(path: str, connections: int, seconds: float) -> tuple[float, 
     return len(measured.steps["vote"]) / (time.perf_counter() - began), measured
 
 
+async def prefetched(path: str, connections: int, each: int) -> tuple[float, Measured]:
+    """Return votes per second on battles that were fetched before, as the page does."""
+    measured, sessions = Measured(), [Session(path) for _ in range(connections)]
+
+    async def fetch(session: Session) -> list[str]:
+        await session.open()
+        return [(await session.post("battle"))["token"] for _ in range(each)]
+
+    async def run(session: Session, tokens: list[str]) -> None:
+        for token in tokens:
+            began = time.perf_counter()
+            await session.post("vote", token=token, outcome=random.choice(("a", "b", "tie", "both_bad")))
+            measured.steps["vote"].append(time.perf_counter() - began)
+
+    tokens = await asyncio.gather(*(fetch(session) for session in sessions))
+    began = time.perf_counter()
+    await asyncio.gather(*(run(session, those) for session, those in zip(sessions, tokens, strict=True)))
+    return connections * each / (time.perf_counter() - began), measured
+
+
 async def think(path: str, sessions: int, pause: float, seconds: float) -> tuple[float, Measured]:
     """Return votes per second of so many people who think for `pause` seconds on average before each vote."""
     measured, until = Measured(), time.perf_counter() + seconds
 
     async def run() -> None:
         session = Session(path)
-        await session.open()
         while True:
-            await asyncio.sleep(random.expovariate(1 / pause))
-            if time.perf_counter() >= until:
+            left = until - time.perf_counter()
+            wait = random.expovariate(1 / pause)
+            await asyncio.sleep(min(wait, max(left, 0)))
+            if wait >= left:
                 return
+            await session.open()  # an idle connection is closed by the server
             await session.vote(measured, reveal=True)
+            session.writer.close()
 
     began = time.perf_counter()
     await asyncio.gather(*(run() for _ in range(sessions)))
@@ -156,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arena_api", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: 10)")
     parser.add_argument("--connections", type=int, default=64, help="of the first part (default: 64)")
+    parser.add_argument("--each", type=int, default=50, help="votes of each on battles fetched before (default: 50)")
     parser.add_argument("--sessions", type=int, default=400, help="people of the second part (default: 400)")
     parser.add_argument("--pause", type=float, default=5.0, help="mean seconds that they think (default: 5)")
     parser.add_argument("--models", type=int, default=20, help="models in the arena (default: 20)")
@@ -169,8 +196,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = f"{folder}/{SOCKET}"
         while not os.path.exists(path):
             time.sleep(0.05)
+        process = psutil.Process(server.pid)
+
+        def used() -> float:
+            return sum(process.cpu_times()[:2])
+
+        before = used()
+        rate, measured = asyncio.run(prefetched(path, args.connections, args.each))
+        print(f"{rate:.0f} durable votes/s on battles fetched before, by {args.connections} connections")
+        print(measured.line("vote"))
+        cost = used() - before
         rate, measured = asyncio.run(saturate(path, args.connections, args.seconds))
-        print(f"{rate:.0f} durable votes/s, each with its battle, by {args.connections} connections")
+        cost = 1000 * (used() - before - cost) / len(measured.steps["vote"])
+        print(f"{rate:.0f} durable votes/s, each with its battle; {cost:.2f} ms of the server's CPU for both")
         print(measured.line("battle"), measured.line("vote"), sep="\n")
         rate, measured = asyncio.run(think(path, args.sessions, args.pause, args.seconds))
         print(f"{args.sessions} people who think for {args.pause:g} s: {rate:.0f} votes/s")

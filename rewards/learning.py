@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from palate.training.method import Backward, Report
 from rewards.calibration import FILE, Calibration, fit, reliability
 from rewards.data import Batch, Example, Examples, collate
 from rewards.freezing import part_of, trained_names
+from rewards.judgements import Labels
 from rewards.losses import Judged, Objective
 from rewards.settings import ModelConfig
 from rewards.trainable import Trainable
@@ -146,14 +148,17 @@ class LearnedScorer:
         state = PartialState()
         share = math.ceil(len(self.held_out) / state.num_processes)
         mine = [k % len(self.held_out) for k in range(state.process_index * share, (state.process_index + 1) * share)]
-        rows: list[Any] = []
-        for begin in range(0, share, self.eval_batch):
-            examples = [self.held_out[index, "held out"] for index in mine[begin : begin + self.eval_batch]]
-            batch = self.collate(examples).to(state.device)
-            judged = self._judged(module, batch)
-            losses = self.objective.loss(judged).tolist()
-            scores = [row[: len(e.pixels)] for row, e in zip(judged.scores.tolist(), examples, strict=True)]
-            rows += [(loss, row, e.labels) for loss, row, e in zip(losses, scores, examples, strict=True)]
+        rows: list[tuple[float, list[float], Labels]] = []
+        with ThreadPoolExecutor(thread_name_prefix="held out") as pool:
+            for begin in range(0, share, self.eval_batch):
+                places = [(index, "held out") for index in mine[begin : begin + self.eval_batch]]
+                examples = list(pool.map(self.held_out.__getitem__, places))
+                judged = self._judged(module, self.collate(examples).to(state.device))
+                losses, scores = self.objective.loss(judged).tolist(), judged.scores.tolist()
+                rows += [
+                    (loss, row[: len(each.pixels)], each.labels)
+                    for loss, row, each in zip(losses, scores, examples, strict=True)
+                ]
         # Ranks hold equal runs of the rankings; what pads the last run is cut off.
         everything = gather_object(rows)[: len(self.held_out)]
         gaps, votes = _comparisons([(scores, labels) for _, scores, labels in everything])
@@ -217,7 +222,7 @@ def _agreement(judged: Judged) -> tuple[Tensor, Tensor]:
     return (0.5 + 0.5 * towards.sign()).mean(), towards.mean()
 
 
-def _comparisons(rows: Sequence[tuple[Sequence[float], Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _comparisons(rows: Sequence[tuple[Sequence[float], Labels]]) -> tuple[np.ndarray, np.ndarray]:
     """Return (N,) score differences and (N, 3) votes of all comparisons i < j."""
     gaps, votes = [], []
     for scores, labels in rows:

@@ -69,7 +69,7 @@ class ClipScorer(StagedScorer):
         ok = np.flatnonzero(scores.ok)
         truncated: frozenset[int] = frozenset()
         if len(ok):
-            texts, cut = self._texts(rows.prompts)
+            texts, cut = work.texts(self._worded(rows.prompts))
             cosines = products(texts, work.vectors(), rows.prompt_of[ok], rows.image_of[ok])
             scores.values[ok] = self._scaled(torch.from_numpy(cosines)).numpy()
             truncated = frozenset(ok[cut[rows.prompt_of[ok]]].tolist())
@@ -86,7 +86,7 @@ class ClipScorer(StagedScorer):
         check_tensor(prompts, images)
         towers = self.towers
         distinct = list(dict.fromkeys(prompts))
-        texts, _ = self._texts(distinct)
+        texts, _ = self.embedder.texts(self._worded(distinct))
         which = [distinct.index(prompt) for prompt in prompts]
         pixels = towers.preprocess.of_tensor(images.to(towers.device, torch.float32))
         return self._scaled((unit(towers.encode(pixels)) * texts[which].to(towers.device)).sum(-1))
@@ -95,14 +95,14 @@ class ClipScorer(StagedScorer):
         """Return (N, D) float32 unit vectors on the CPU, one per prompt."""
         distinct = list(dict.fromkeys(prompts))
         number = {prompt: index for index, prompt in enumerate(distinct)}
-        return self._texts(distinct)[0][[number[prompt] for prompt in prompts]]
+        return self.embedder.texts(self._worded(distinct))[0][[number[prompt] for prompt in prompts]]
 
     def embed_images(self, images: Sequence[ImageLike]) -> Tensor:
         """Return (N, D) float32 unit vectors on the CPU, one per image; a row of NaN where an image is unreadable."""
         return embed_images(self.embedder, images)
 
-    def _texts(self, prompts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
-        return self.embedder.texts([self.formula.prefix + prompt for prompt in prompts])
+    def _worded(self, prompts: Sequence[str]) -> list[str]:
+        return [self.formula.prefix + prompt for prompt in prompts]
 
     def _scaled(self, cosines: Tensor) -> Tensor:
         formula = self.formula

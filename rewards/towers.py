@@ -122,7 +122,10 @@ class Embedder:
 
 
 class ImageVectors(Work):
-    """The embedding of the rows' distinct images. Vectors stay on the device for a while: fetching each would stop it."""
+    """The embedding of the rows' distinct images, and of prompts as they are asked for.
+
+    Images' vectors stay on the device for a while: fetching each batch's would stop it.
+    """
 
     def __init__(self, embedder: Embedder, rows: Rows) -> None:
         towers = embedder.towers
@@ -131,6 +134,7 @@ class ImageVectors(Work):
         self._embedder, self._rows, self.refused = embedder, rows, {}
         self._vectors = Vectors(len(rows.images))
         self._unsaved: list[tuple[list[int], Tensor]] = []
+        self._read: dict[str, tuple[Tensor, bool]] = {}
 
     def start(self) -> Sequence[int]:
         cache = self._embedder.cache
@@ -160,6 +164,15 @@ class ImageVectors(Work):
         if self._embedder.cache:
             self._save(self._embedder.cache)
         return unit(self._vectors.joined())
+
+    def texts(self, prompts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
+        """Return what `Embedder.texts` does; prompts that another scorer has asked for are there already."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._read]
+        if new:
+            vectors, cut = self._embedder.texts(new)
+            self._read |= {prompt: (v, bool(c)) for prompt, v, c in zip(new, vectors, cut, strict=True)}
+        found = [self._read[prompt] for prompt in prompts]
+        return torch.stack([vector for vector, _ in found]), np.array([cut for _, cut in found])
 
     def _save(self, cache: Cache) -> None:
         entries = {}

@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from palate.training.objective import ObjectiveConfig
-from palate.training.settings import LoopConfig, PairDataConfig
+from palate.training.settings import EvalConfig, LoopConfig, PairDataConfig
 from t2i.data import ImageConfig
 
 
@@ -56,9 +56,18 @@ class SampleConfig:
 
 
 @dataclass
+class DrawsConfig(EvalConfig):
+    """Held-out measures during training."""
+
+    draws: PositiveInt = 4
+    """Fixed draws (timestep and noise) per held-out pair."""
+
+
+@dataclass
 class T2IConfig(LoopConfig):
     """Preference training of a text-to-image model."""
 
+    eval: DrawsConfig = field(default_factory=DrawsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

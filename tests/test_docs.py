@@ -22,21 +22,26 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from apps.arena.serve import load_settings
 from apps.benchmark import BENCHMARKS, make_parser
 from apps.cli import COMMANDS
 from palate import __version__
-from palate.config import load_config
+from palate.config import _keys, load_config
 from palate.errors import UserError
 from palate.objectives import OBJECTIVES
+from palate.training.settings import LoopConfig
 from rewards import SCORERS
+from rewards.settings import RewardConfig
 from t2i.settings import T2IConfig
+from vlm.recipes import CUSTOM, RECIPES
+from vlm.settings import VLMConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
 FOLDERS = "palate|rewards|t2i|vlm|apps|configs|tests|docs|benchmarks"
-SCRIPTS = ("apps.prove", "apps.objective_table", "palate.toy.make_models")  # run as python -m
+SCRIPTS = ("apps.prove", "apps.prove_rewards", "apps.objective_table", "palate.toy.make_models")  # run as python -m
 RUN_ELSEWHERE = {"your-own-pairs.md"}  # by tests/palate/test_readers.py
 
 
@@ -106,20 +111,35 @@ def read_options(module: str, argv: list[str] | None) -> Parsed:
     raise AssertionError(f"{module}.main reads no options")
 
 
-def check_training(argv: list[str]) -> None:
+TRAINERS: dict[str, type[LoopConfig]] = {"t2i": T2IConfig, "vlm": VLMConfig, "rewards": RewardConfig}
+"""Room -> what `-m ROOM.train` and `palate train ROOM` read."""
+
+
+def check_training(room: str, argv: list[str]) -> None:
     """Read a training command's settings, and look up its objectives."""
     try:
-        config, _ = load_config(T2IConfig, argv, "t2i.train")
+        config, _ = load_config(TRAINERS[room], argv, f"{room}.train")
     except SystemExit as exit:  # --help and --print_config
         assert not exit.code
         return
-    for term in config.objective.terms:
-        assert "diffusion" in OBJECTIVES[term.objective].defaults
+    if isinstance(config, VLMConfig):
+        assert config.objective.recipe in (*RECIPES, CUSTOM)
+    if isinstance(config, (T2IConfig, VLMConfig)):
+        for term in config.objective.terms:
+            assert {"t2i": "diffusion", "vlm": "language"}[room] in OBJECTIVES[term.objective].defaults
+
+
+def room_of(module: str) -> str | None:
+    """Return the room of a module that trains; None for any other."""
+    room, _, rest = module.partition(".")
+    return room if rest == "train" and room in TRAINERS else None
 
 
 def check_scorer(name: str) -> None:
     """Look up a scorer's name; `open_clip:ARCHITECTURE:WEIGHTS` in open_clip's own list."""
     kind, _, rest = name.partition(":")
+    if name.startswith("runs/"):  # a folder that an earlier command leaves
+        return
     assert kind in SCORERS, name
     if kind == "open_clip":
         import open_clip
@@ -134,8 +154,7 @@ def palate(words: list[str]) -> None:
         return
     assert words[0] in COMMANDS
     if words[0] == "train" and len(words) > 1:
-        assert words[1] == "t2i"
-        check_training(words[2:])
+        check_training(words[1], words[2:])
     elif len(words) > 1:  # else only the command's name, in a sentence
         options = read_options(COMMANDS[words[0]][0], words[1:]).options
         for name in getattr(options, "scorer", None) or []:
@@ -150,8 +169,9 @@ def accelerate(words: list[str]) -> None:
     if options.module and options.training_script == "apps.score":
         read_options("apps.score", options.training_script_args)
         return
-    assert options.module and options.training_script == "t2i.train"
-    check_training(options.training_script_args)
+    room = room_of(options.training_script)
+    assert options.module and room
+    check_training(room, options.training_script_args)
 
 
 def make(words: list[str]) -> None:
@@ -163,8 +183,8 @@ def python(words: list[str]) -> None:
     assert words[0] == "-m"
     if len(words) == 2:
         assert importlib.util.find_spec(words[1])
-    elif words[1] == "t2i.train":
-        check_training(words[2:])
+    elif room := room_of(words[1]):
+        check_training(room, words[2:])
     else:
         read_options(words[1], words[2:])
 
@@ -232,6 +252,8 @@ def test_commands(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "palate score --scorer open_clip:ViT-B-32:nothing --data x --out y.parquet",
         "accelerate launch --num_process 2 -m t2i.train --config toy/dpo",
         "accelerate launch -m t2i.train --data.paht x",
+        "accelerate launch -m vlm.train --data.image_rood x",
+        "palate train vlm --objective.recipe mdpoo",
         "python -m apps.prove --sedes 1",
         "python -m apps.proof",
         "make demos",
@@ -303,14 +325,17 @@ def options() -> frozenset[str]:
     modules = [*(module for name, (module, _) in COMMANDS.items() if name != "train"), *SCRIPTS]
     parsers = [read_options(module, None).parser for module in modules] + [make_parser(name) for name in BENCHMARKS]
     strings = {s for p in [*parsers, launch_command_parser()] for a in p._actions for s in a.option_strings}
-    _, resolved = load_config(T2IConfig, [], "t2i.train")
+    settings = {f"--{key}" for config in TRAINERS.values() for key, _ in _keys(config)}
+    return frozenset({*strings, *settings, "--config", "--print_config"})
 
-    def keys(value: Any, prefix: str = "--") -> Iterator[str]:
-        for key, inner in value.items() if isinstance(value, dict) else ():
-            yield f"{prefix}{key}"
-            yield from keys(inner, f"{prefix}{key}.")
 
-    return frozenset({*strings, *keys(yaml.safe_load(resolved)), "--config", "--print_config"})
+def fits(argv: list[str]) -> bool:
+    """Return whether any trainer takes these words."""
+    for room in TRAINERS:
+        with contextlib.suppress(UserError, AssertionError, KeyError):
+            check_training(room, argv)
+            return True
+    return False
 
 
 @every_page
@@ -322,7 +347,7 @@ def test_named_options(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = shlex.split(code)
         assert words[0] in options(), code
         if len(words) > 1 and "." in words[0]:
-            load_config(T2IConfig, words, "t2i.train")
+            assert fits(words), code
 
 
 @every_page
@@ -330,6 +355,10 @@ def test_configurations(page: Path, tmp_path: Path) -> None:
     """YAML blocks are configurations, or the terms of one."""
     for block in blocks(page):
         if block.language != "yaml":
+            continue
+        if block.text.startswith("# palate arena"):
+            (tmp_path / "arena.yaml").write_text(block.text)
+            load_settings(tmp_path / "arena.yaml")
             continue
         said = yaml.safe_load(block.text)
         if isinstance(said, list) and "scorer" in said[0]:  # an ensemble
@@ -343,7 +372,7 @@ def test_configurations(page: Path, tmp_path: Path) -> None:
             said = {"objective": said}
         path = tmp_path / "block.yaml"
         path.write_text(yaml.safe_dump(said))
-        check_training(["--config", str(path)])
+        assert fits(["--config", str(path)]), block.text
 
 
 @every_page

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -98,22 +99,20 @@ class LocalAnswerer:
         own = family.own_inputs(ids, torch.zeros_like(ids), (pixels or {}).get("image_grid_thw"))
         inputs = {**own, **(pixels or {})}
         draw = [_Draw(names, self.seed, self.temperature, width)] if self.temperature else []
-        training = model.training
         try:
-            made = model.eval().generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                **{name: _to(tensor, model) for name, tensor in inputs.items()},
-                generation_config=self._config,
-                logits_processor=LogitsProcessorList(draw),
-            )
+            with _evaluating(model):
+                made = model.generate(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    **{name: _to(tensor, model) for name, tensor in inputs.items()},
+                    generation_config=self._config,
+                    logits_processor=LogitsProcessorList(draw),
+                )
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"Out of memory while answering {len(items)} questions at once. Lower the batch size; what was answered "
                 "is kept."
             ) from error
-        finally:
-            model.train(training)
         for row in made[:, width:].tolist():
             stop = next((k for k, token in enumerate(row) if token in self._stops), None)
             said = row if stop is None else row[:stop]
@@ -142,6 +141,7 @@ class LocalAnswerer:
             top_p=1.0,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
+            use_cache=True,
             eos_token_id=sorted(self._stops),
             pad_token_id=self.encoder.pad,
         )
@@ -160,6 +160,18 @@ class _Draw(LogitsProcessor):
         target = torch.tensor(draws, device=scores.device, dtype=below.dtype)[:, None] * below[:, -1:]
         token = (below <= target).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -math.inf).scatter(1, token, 0.0)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and afterwards each of its modules into the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def corruption_said(corruption: Corruption) -> dict[str, Any]:

@@ -30,7 +30,6 @@ class Scored(NamedTuple):
     targets: Tensor | None
     kl: Tensor | None
     argmax: Tensor | None
-    logit: Tensor | None
 
 
 def score_places(
@@ -41,7 +40,6 @@ def score_places(
     targets: Tensor | None = None,
     reference: tuple[Head, Tensor] | None = None,
     with_argmax: bool = False,
-    with_logit: bool = False,
     chunks: int = 8,
 ) -> Scored:
     """Return log-probabilities at N places without ever holding the logits of more than N / chunks of them.
@@ -57,7 +55,7 @@ def score_places(
         logits = head(hidden).float()
         norm = logits.logsumexp(-1)
         logps = logits.gather(-1, tokens[:, None])[:, 0] - norm
-        at_targets = kl = argmax = logit = None
+        at_targets = kl = argmax = None
         if targets is not None:
             at_targets = (logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0] - norm).masked_fill(targets < 0, 0.0)
         if reference is not None and other is not None:
@@ -66,9 +64,7 @@ def score_places(
             kl = (log_ref.exp() * (log_ref - (logits - norm[:, None]))).sum(-1)
         if with_argmax:
             argmax = logits.detach().argmax(-1)
-        if with_logit:
-            logit = logits.detach().mean(-1)
-        return logps, at_targets, kl, argmax, logit
+        return logps, at_targets, kl, argmax
 
     def split(tensor: Tensor | None) -> list[Tensor | None]:
         return [None] * chunks if tensor is None else list(tensor.tensor_split(chunks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, cast
 
 from palate.conversations import AnswerPair
@@ -36,12 +37,12 @@ class AnswerSource(RecordSource[AnswerPair]):
         if "score_gap" in needs and record.score_gap is None:
             raise UserError(f"Row {row} (counted from 0) has no score_gap, which this run needs.")
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What makes the training pairs these pairs."""
         return self.identity("max_length")
 
-    @property
+    @cached_property
     def apart(self) -> bool:
         """Whether some answers have images of their own, so that no two share a prompt."""
         parts = [part.dataset for part in (self.training, self.held_out) if part is not None]

@@ -8,11 +8,11 @@ chosen answer given the corrupted image. Objectives that weigh tokens (dense_dpo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from palate.errors import UserError, unknown
-from palate.objectives import Term
+from palate.objectives import Schedule, Term
 from vlm.corruption import Corruption
 
 Fidelity = Literal["paper", "code"]
@@ -36,38 +36,34 @@ class Recipe:
     """What differs, in a sentence."""
 
 
-def _terms(*terms: Term) -> tuple[Term, ...]:
-    return terms
-
-
 _POVID = "2402.11411; YiyangZhou/POVID"
 _NOISE = Corruption("noise", step=500)
 
 RECIPES: dict[str, Recipe] = {
     "dpo": Recipe((Term("dpo"),), "2305.18290"),
     "simpo": Recipe((Term("simpo", beta=2.0, params={"gamma": 0.5}),), "2405.14734"),
-    "povid_stage1": Recipe((Term("dpo", beta=0.1),), _POVID),
+    "povid_stage1": Recipe((Term("dpo"),), _POVID),
     "povid_stage2": Recipe(
-        (Term("dpo", beta=0.1, rejected="worse"),),
+        (Term("dpo", rejected="worse"),),
         _POVID,
         corruption=_NOISE,
         mixtures={"worse": {"rejected": 0.5, "noisy": 0.5}},
         code=Recipe(
             (
-                Term("dpo", beta=0.1, weight=0.5, rejected="noisy"),
-                Term("dpo", beta=0.1, weight=0.5),
+                Term("dpo", weight=0.5, rejected="noisy"),
+                Term("dpo", weight=0.5),
             ),
             _POVID,
             corruption=_NOISE,
         ),
         difference="paper: one sigmoid over both rejected answers; code: half the loss of each",
     ),
-    "bpo": Recipe((Term("dpo", beta=0.1),), "2403.08730; pipilurj/bootstrapped-preference-optimization-BPO"),
+    "bpo": Recipe((Term("dpo"),), "2403.08730; pipilurj/bootstrapped-preference-optimization-BPO"),
     "mdpo": Recipe(
         (
-            Term("dpo", beta=0.1),
-            Term("dpo", beta=0.1, rejected="corrupted"),
-            Term("anchor", beta=0.1, params={"delta": 0.0}),
+            Term("dpo"),
+            Term("dpo", rejected="corrupted"),
+            Term("anchor"),
         ),
         "2406.11839; luka-group/mDPO",
         corruption=Corruption("crop", least_area=0.01, most_area=0.2),
@@ -83,8 +79,11 @@ def resolve(
     terms: list[Term],
     corruption: Corruption,
     mixtures: Mapping[str, Mapping[str, float]],
+    beta: float | Schedule | None = None,
 ) -> Recipe:
     """Return the recipe of that name, or by "custom" the one that terms, corruption and mixtures make.
+
+    beta: where it is given, the terms of a named recipe leave theirs to it.
 
     Raises UserError for an unknown name, and where a named recipe is given terms, a corruption or mixtures of its own.
     """
@@ -99,7 +98,9 @@ def resolve(
             "--objective.recipe custom; docs/vlm.md lists what each recipe stands for."
         )
     found = RECIPES[recipe]
-    return found.code if fidelity == "code" and found.code is not None else found
+    found = found.code if fidelity == "code" and found.code is not None else found
+    own = tuple(replace(term, beta=None) for term in found.terms) if beta is not None else found.terms
+    return replace(found, terms=own)
 
 
 def _check_mixtures(mixtures: Mapping[str, Mapping[str, float]]) -> None:

@@ -29,24 +29,15 @@ Place = tuple[PairExamples, int, int | str]
 
 def draws_of(examples: PairExamples, draws: int) -> list[int | str]:
     """Return the draws of a pair that training visits: one, or several of a random corruption."""
-    random = examples.corruption is not None and examples.corruption.is_random
-    return list(range(draws)) if random else [0]
+    return list(range(draws)) if _is_random(examples) else [0]
 
 
-def filled_cache(
-    config: VLMConfig,
-    accelerator: Accelerator,
-    loaded: Loaded,
-    identity: Mapping[str, Any],
-    everything: Sequence[PairExamples],
-    shared: bool,
-) -> ReferenceCache:
-    """Return the reference's scores of all examples, computing what is missing. The model has not trained yet.
+def _is_random(examples: PairExamples) -> bool:
+    return examples.corruption is not None and examples.corruption.is_random
 
-    identity: what makes the training pairs these pairs. everything: the training examples first.
-    """
-    training, draws = everything[0], config.reference.draws
-    random = training.corruption is not None and training.corruption.is_random
+
+def open_cache(config: VLMConfig, loaded: Loaded, training: PairExamples, *, shared: bool) -> ReferenceCache:
+    """Return the cache of a run's reference scores, as it is on disk. Call it before the model is tuned."""
     settings = {
         "max_length": config.data.max_length,
         "precision": config.train.precision,
@@ -54,16 +45,28 @@ def filled_cache(
         "shared": shared,
         "apart": training.apart,
         "corruption": None if training.corruption is None else asdict(training.corruption),
-        "seed": config.train.seed if random else None,
+        "seed": config.train.seed if _is_random(training) else None,
     }
     folder = Path(config.reference.folder or Path(config.out) / "reference")
-    cache = ReferenceCache(folder, fingerprint_of(loaded.model, loaded.processor, settings))
-    held = ("held_out", "held_out_path", "held_out_limit")
-    data = {
-        **identity,
-        **{name: getattr(config.data, name) for name in held},
-        "draws": draws if random else 0,
-    }
+    return ReferenceCache(folder, fingerprint_of(loaded.model, loaded.processor, settings))
+
+
+def complete_cache(
+    cache: ReferenceCache,
+    config: VLMConfig,
+    accelerator: Accelerator,
+    scores: AnswerScores,
+    identity: Mapping[str, Any],
+    everything: Sequence[PairExamples],
+) -> None:
+    """Load the cache, and compute what it lacks of these examples.
+
+    scores: of the model as it will be trained, before its first step: its policy is the reference. identity: what makes
+    the training pairs these pairs. everything: the training examples first.
+    """
+    draws = config.reference.draws
+    held = {name: getattr(config.data, name) for name in ("held_out", "held_out_path", "held_out_limit")}
+    data = {**identity, **held, "draws": draws if _is_random(everything[0]) else 0}
     if accelerator.is_main_process and (damaged := cache.load()):
         cache.incomplete()
         accelerator.print(
@@ -72,7 +75,6 @@ def filled_cache(
     accelerator.wait_for_everyone()
     cache.load()
     if not cache.is_complete(data):
-        scores = AnswerScores(loaded, with_reference=False, shared=shared, chunks=config.model.head_chunks)
         places = [(e, n, draw) for e in everything for n in range(len(e)) for draw in draws_of(e, draws)]
         fill(
             cache,
@@ -89,7 +91,6 @@ def filled_cache(
         if accelerator.is_main_process:
             cache.complete(data)
     accelerator.print(f"The reference's scores of {len(cache):,} pairs and draws are in {cache.folder}.")
-    return cache
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def fill(
 ) -> int:
     """Score what the cache lacks among `places` (examples, index, draw) of this process, and return how many it scored.
 
-    scores: of a model that has not trained yet, whose policy is the reference, in evaluation mode.
+    scores: of a model that has not trained yet, whose policy is the reference, in evaluation mode, on its device.
     """
     stay_awake(scores)
     device = next(scores.parameters()).device

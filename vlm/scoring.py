@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from palate.errors import UserError
 from vlm.batch import Batch
+from vlm.feature_store import FeatureStore
 from vlm.layout import Rows, separate_rows, shared_rows
 from vlm.loading import Loaded
 from vlm.logps import Scored, score_places
@@ -33,24 +35,31 @@ class TokenScores(NamedTuple):
     """long: the policy's likeliest token at each place, given the answer's tokens before it."""
     kl: Tensor | None = None
     """KL(reference || policy) of the next-token distributions, nats (tdpo)."""
-    logit: Tensor | None = None
-    """The policy's mean logit over the vocabulary, detached (a diagnostic)."""
 
 
 class AnswerScores(nn.Module):
     """Scores A answers to each of B prompts. The loop prepares this one module; everything goes through `forward`."""
 
-    def __init__(self, loaded: Loaded, *, with_reference: bool = True, shared: bool = True, chunks: int = 8) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        with_reference: bool = True,
+        shared: bool = True,
+        chunks: int = 8,
+        store: FeatureStore | None = None,
+    ) -> None:
         """Take the model after its trained parts were chosen (`vlm.tuning.tune`): the reference holds a frozen copy of
         exactly what trains in full, or switches the adapters off.
 
         shared: one row [prompt | answer 1 | ...] with a 4-D mask (see `vlm.self_test`), or one row an answer.
         chunks: how many slices of answer places the head is applied to, one at a time, recomputed in the backward.
+        store: where features of images are kept; it rests where tower or projector train, or where weights are sharded.
         """
         super().__init__()
         self.policy = loaded.model
         self.family, self.attention = loaded.family, loaded.attention
-        self.shared, self.chunks = shared, chunks
+        self.shared, self.chunks, self.store = shared, chunks, store
         self.reference = reference_of(loaded.model) if with_reference else None
         self._sees = any(
             parameter.requires_grad and self.family.part_of(name) in ("projector", "tower")
@@ -66,7 +75,6 @@ class AnswerScores(nn.Module):
         with_reference: bool = True,
         with_argmax: bool = False,
         with_kl: bool = False,
-        with_logit: bool = False,
     ) -> TokenScores:
         """Return the scores of a batch. Wrap it in `torch.no_grad()` where no gradient is wanted.
 
@@ -100,7 +108,6 @@ class AnswerScores(nn.Module):
                 wanted,
                 other=other if with_kl else None,
                 with_argmax=with_argmax,
-                with_logit=with_logit,
             )
 
         def back(scored: Scored | None, name: str) -> Tensor | None:
@@ -115,7 +122,6 @@ class AnswerScores(nn.Module):
             target_reference=back(reference, "targets"),
             argmax=back(policy, "argmax"),
             kl=back(policy, "kl"),
-            logit=back(policy, "logit"),
         )
 
     def features(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -137,6 +143,9 @@ class AnswerScores(nn.Module):
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not (any(batch.images) or self._sees or together):
             return None
+        whole = not isinstance(self, FSDPModule) and next(model.parameters()).numel()  # ZeRO-3 leaves none
+        if self.store is not None and batch.keys and not self._sees and whole:
+            return self._kept(self.store, model, batch)
         with nullcontext() if self._sees else torch.no_grad():
             found = self.family.features(model, batch.pixels)
         if found.shape[1] != sum(batch.image_tokens):
@@ -145,6 +154,18 @@ class AnswerScores(nn.Module):
                 "processor does not belong to this model."
             )
         return found.split(batch.image_tokens, dim=1)
+
+    @torch.no_grad()
+    def _kept(self, store: FeatureStore, model: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the features of each distinct image from the store, after putting there what it lacks."""
+        found = []
+        for key, image in zip(batch.keys, self.family.each(batch.pixels, batch.image_tokens)):
+            features = store.get(key, batch.prompt.device)
+            if features is None:
+                features = self.family.features(model, image)
+                store.put(key, features)
+            found.append(features)
+        return tuple(found)
 
     def _states(self, model: Any, batch: Batch, features: tuple[Tensor, ...] | None) -> Tensor:
         """Return the hidden states that predict the answer tokens, (N, width), N = `mask.sum()`."""
@@ -174,7 +195,6 @@ class AnswerScores(nn.Module):
         *,
         other: tuple[Any, Tensor] | None = None,
         with_argmax: bool = False,
-        with_logit: bool = False,
     ) -> Scored:
         return score_places(
             lambda states: self.family.head(model, states),
@@ -183,6 +203,5 @@ class AnswerScores(nn.Module):
             targets=targets,
             reference=None if other is None else (lambda states: self.family.head(other[0], states), other[1]),
             with_argmax=with_argmax,
-            with_logit=with_logit,
             chunks=self.chunks,
         )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vlm.loading import Loaded
     from vlm.method import Measure
 
+PARTS = ("language", "projector", "tower")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the configuration, train, and print where the model is."""
@@ -46,37 +48,30 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
     from palate.training.loop import explain_memory, fit, start_accelerator
     from vlm.data import PairExamples, PairList
     from vlm.encoding import Encoder
-    from vlm.loading import load_model
-    from vlm.method import AnswerMethod, stay_awake
+    from vlm.method import AnswerMethod
     from vlm.objective import Wanted, build_loss
     from vlm.pairs import AnswerSource
     from vlm.recipes import resolve
-    from vlm.reference_fill import filled_cache
+    from vlm.reference_fill import complete_cache, open_cache
     from vlm.scoring import AnswerScores
-    from vlm.tuning import Lora, tune
 
     quiet_libraries()
     accelerator = start_accelerator(config)
-    wanted = config.objective
+    model, wanted = config.model, config.objective
     recipe = resolve(
         wanted.recipe,
         wanted.fidelity,
         terms=wanted.terms,
         corruption=wanted.corruption,
         mixtures=wanted.mixtures,
+        beta=wanted.beta,
     )
     source = AnswerSource(config.data)
     loss = build_loss(config, recipe, source.data_available())
-    model, seed = config.model, config.train.seed
     with explain_memory("loading the model", config.train, how=config):
-        loaded = load_model(
-            model.path, dtype="bf16" if config.train.precision == "bf16" else "fp32", quantise=model.quantise
-        )
-        if model.quantise == "none":
-            loaded.model.to(accelerator.device)
-        stay_awake(loaded.model)
+        loaded = _load(config, accelerator)
     encoder = Encoder(loaded, max_length=config.data.max_length)
-    common: dict[str, Any] = {"seed": seed, "apart": source.apart}
+    common: dict[str, Any] = {"seed": config.train.seed, "apart": source.apart}
     corruption = recipe.corruption if Wanted.by(loss, recipe).corruption else None
     held_out = PairExamples(source.held_out, encoder, **common) if source.held_out else None
     training = PairExamples(source.training or PairList([]), encoder, corruption=corruption, **common)
@@ -88,47 +83,38 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
     data: Data
     if source.training is not None:
         data = MapData(training, len(source.training), source.fingerprint)
+        first = [training[n, 0] for n in range(min(config.train.batch_size, len(training)))]
     else:
-        data = StreamData(partial(source.stream, needs=loss.needs), finish, source.fingerprint)
-
+        stream = partial(source.stream, needs=loss.needs)
+        data = StreamData(stream, finish, source.fingerprint)
+        first = [finish(item) for _, item in islice(stream({"position": 0}), config.train.batch_size)]
     with explain_memory("the first batch", config.train, how=config):
-        first = [training[n, 0] for n in range(min(config.train.batch_size, len(training)))] or [
-            finish(item)
-            for _, item in islice(source.stream({"position": 0}, needs=loss.needs), config.train.batch_size)
-        ]
         shared = _may_share(config, accelerator, loaded, encoder, first)
-    if config.reference.kind == "cached":
+    cached = config.reference.kind == "cached"
+    cache = open_cache(config, loaded, training, shared=shared) if cached else None
+    with explain_memory("preparing the model", config.train, how=config):
+        _tune(config, loaded)
+        live = "reference" in loss.needs and not cached
+        scores = AnswerScores(loaded, with_reference=live, shared=shared, chunks=model.head_chunks)
+    if cache is not None:
+        everything = [training, *([held_out] if held_out else [])]
         with explain_memory("computing the reference", config.train, how=config):
-            everything = [training, *([held_out] if held_out else [])]
-            cache = filled_cache(config, accelerator, loaded, source.fingerprint, everything, shared)
-        for examples in (training, held_out):
-            if examples is not None:
-                examples.known, examples.draws = cache, config.reference.draws
-    with explain_memory("loading the model", config.train, how=config):
-        tune(
-            loaded,
-            language=model.language.tuning,
-            projector=model.projector.tuning,
-            tower=model.tower.tuning,
-            lora=Lora(model.lora.rank, model.lora.alpha, model.lora.dropout, tuple(model.lora.targets)),
-            seed=seed,
-        )
-        if model.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-        live = "reference" in loss.needs and config.reference.kind == "online"
-        method = AnswerMethod(
-            loaded,
-            encoder,
-            loss,
-            recipe,
-            AnswerScores(loaded, with_reference=live, shared=shared, chunks=model.head_chunks),
-            rates={part: getattr(model, part).lr for part in ("language", "projector", "tower")},
-            changed_weight=wanted.changed_weight,
-            held_out=held_out,
-            eval_batch=config.train.batch_size,
-            entanglement_every=wanted.entanglement_every,
-            measures=measures,
-        )
+            complete_cache(cache, config, accelerator, scores, source.fingerprint, everything)
+        for examples in everything:
+            examples.known, examples.draws = cache, config.reference.draws
+    method = AnswerMethod(
+        loaded,
+        encoder,
+        loss,
+        recipe,
+        scores,
+        rates={part: getattr(model, part).lr for part in PARTS},
+        changed_weight=wanted.changed_weight,
+        held_out=held_out,
+        eval_batch=config.train.batch_size,
+        entanglement_every=wanted.entanglement_every,
+        measures=measures,
+    )
     made_of = {"model": asdict(model), "objective": asdict(wanted), "reference": asdict(config.reference)}
     for group, name in (("model", "gradient_checkpointing"), ("model", "head_chunks"), ("reference", "folder")):
         made_of[group].pop(name)
@@ -136,6 +122,31 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
     outcome = fit(method, data, config, accelerator, fingerprint=made_of, resolved=resolved)
     accelerator.print(source.summary(), f"The model is in {outcome.model}.", sep="\n")
     return outcome
+
+
+def _load(config: VLMConfig, accelerator: Accelerator) -> Loaded:
+    """Return the model on its device, frozen parts in the precision of the forward."""
+    from vlm.loading import load_model
+    from vlm.method import stay_awake
+
+    dtype: Any = "bf16" if config.train.precision == "bf16" else "fp32"
+    loaded = load_model(config.model.path, dtype=dtype, quantise=config.model.quantise)
+    if config.model.quantise == "none":
+        loaded.model.to(accelerator.device)
+    stay_awake(loaded.model)
+    return loaded
+
+
+def _tune(config: VLMConfig, loaded: Loaded) -> None:
+    """Set what trains."""
+    from vlm.tuning import Lora, tune
+
+    model = config.model
+    adapter = Lora(model.lora.rank, model.lora.alpha, model.lora.dropout, tuple(model.lora.targets))
+    how: dict[str, Any] = {part: getattr(model, part).tuning for part in PARTS}
+    tune(loaded, **how, lora=adapter, seed=config.train.seed)
+    if model.gradient_checkpointing:
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _may_share(

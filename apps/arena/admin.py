@@ -44,7 +44,7 @@ def matches(password: str, stored: str) -> bool:
 
 def set_password(connection: Connection, hashed: str) -> None:
     """Store the hash; sessions that began under another password end."""
-    put(connection, state, {"key": KEY, "value": hashed}, "key")
+    put(connection, state, {"key": KEY, "value": hashed})
 
 
 def stored_hash(connection: Connection) -> str | None:

@@ -19,6 +19,8 @@ from apps.arena.store.catalog import Catalog, load, version
 from apps.arena.store.events import iso
 from apps.arena.store.ledger import Ledger
 from apps.arena.store.schema import events as event_table
+from apps.arena.voting import consent
+from apps.arena.voting.consent import Consent
 from apps.arena.voting.limits import DAY
 
 OVERLAP = 2000
@@ -36,6 +38,8 @@ class View:
     """Models that have reached their daily cap."""
     day: int
     """Days since 1970."""
+    consent: Consent | None
+    """The text that voters must agree to."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,15 @@ class BoardKeeper:
             with self._engine.connect() as connection:
                 current = getattr(self, "view", None)
                 number = version(connection)
-                day = self._clock() // DAY
-                if current is None or current.catalog.version != number or news or current.day != day:
+                day, text = self._clock() // DAY, consent.current(connection)
+                if (
+                    current is None
+                    or news
+                    or (current.catalog.version, current.day, current.consent) != (number, day, text)
+                ):
                     catalog = current.catalog if current and current.catalog.version == number else load(connection)
                     table = self._ledger.table()
-                    self.view = View(catalog, standing_of(catalog, table), self._full(table, day), day)
+                    self.view = View(catalog, standing_of(catalog, table), self._full(table, day), day, text)
 
     def compute(self) -> None:
         """Compute the board from all votes."""

@@ -29,7 +29,7 @@ from apps.arena.store.schema import battles as battle_table
 from apps.arena.store.schema import media, outputs, prompts
 from apps.arena.store.writer import Job, Result, Writer
 from apps.arena.voting import ballots, battles, consent, voter_data
-from apps.arena.voting.limits import HOUR, Limit, take
+from apps.arena.voting.limits import DAY, HOUR, Limit, take
 from apps.arena.voting.reasons import REASONS
 from apps.arena.voting.tokens import SIDES, Tokens, load_secret
 from apps.arena.voting.visitors import Visitor, forget_addresses, hash_network, salt_of_today
@@ -65,6 +65,7 @@ class Arena:
         self.board = BoardKeeper(self.engine, self.settings, clock)
         self.uploads = Uploads(folder / "uploads", self.media, self.tokens, self.settings.limits.upload_pixels)
         self.live: LiveQueue | None = None
+        self._salt = (-1, "")
 
     def start_live(self, makers: Sequence[Maker]) -> None:
         """Let these models answer prompts that voters type."""
@@ -85,10 +86,9 @@ class Arena:
 
     async def new_battle(self, visitor: Visitor, category: str | None = None) -> Answer:
         """Return a battle for the voter, as `POST /api/battle` describes it."""
-        now, battle, view = self.clock(), secrets.token_hex(16), self.board.view
+        request, view = await self.request(visitor, category), self.board.view
 
         def job(connection: Connection) -> battles.Issued:
-            request = self.request(connection, visitor, battle, now, category)
             return battles.issue(
                 connection, request, view.catalog, view.standing, view.full, self.settings, self.random
             )
@@ -127,13 +127,10 @@ class Arena:
     async def upload(self, visitor: Visitor, data: bytes) -> Answer:
         """Take a picture for a question; return {image}, a token for it."""
         self._live()
-        now, most = self.clock(), self.settings.limits.network_live_per_hour
-
-        def count(connection: Connection) -> None:
-            network = self.request(connection, visitor, "", now, None).network
-            take(connection, [Limit(f"uploads:{network}", most, HOUR, "uploads from your network")], now)
-
-        await self.write(count)
+        request = await self.request(visitor)
+        most = self.settings.limits.network_live_per_hour
+        limit = Limit(f"uploads:{request.network}", most, HOUR, "uploads from your network")
+        await self.write(lambda connection: take(connection, [limit], request.now))
         return {"image": await asyncio.to_thread(self.uploads.add, data, visitor)}
 
     async def vote(self, visitor: Visitor, token: str, outcome: str, reasons: Sequence[str] = ()) -> Answer:
@@ -210,14 +207,16 @@ class Arena:
         """Run a job of the writer; when this returns, it is on disk."""
         return await asyncio.wrap_future(self.writer.submit(job))
 
-    def request(
-        self, connection: Connection, visitor: Visitor, battle: str, now: int, category: str | None
-    ) -> battles.Request:
+    async def request(self, visitor: Visitor, category: str | None = None) -> battles.Request:
         """Return what the choice of a battle needs to know of who asks."""
-        salt = salt_of_today(connection, now)
-        wanted = consent.current(connection)
-        network = hash_network(self.tokens, visitor.network, salt)
-        return battles.Request(visitor, network, battle, now, category, wanted.version if wanted else None)
+        now, wanted, network = self.clock(), self.board.view.consent, ""
+        if visitor.network:
+            if self._salt[0] != now // DAY:
+                self._salt = (now // DAY, await self.write(lambda connection: salt_of_today(connection, now)))
+            network = hash_network(self.tokens, visitor.network, self._salt[1])
+        return battles.Request(
+            visitor, network, secrets.token_hex(16), now, category, wanted.version if wanted else None
+        )
 
     def read(self, visitor: Visitor, token: str) -> str:
         """Return the battle of a token that this voter holds."""

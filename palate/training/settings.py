@@ -99,8 +99,6 @@ class EvalConfig:
 
     every: NonNegativeInt = 100
     """Optimiser steps between evaluations, which also happen before the first and after the last step; 0 is never."""
-    draws: PositiveInt = 4
-    """Fixed draws (timestep and noise) per held-out pair."""
     keep_best: str = ""
     """Held-out measure by which the best model so far is kept in OUT/best: accuracy, or -loss where less is better."""
 

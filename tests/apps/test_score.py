@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -132,6 +134,42 @@ def test_a_stopped_run_goes_on(folder, scenes, tmp_path, monkeypatch, capsys) ->
     assert table["row"].to_pylist() == list(range(12))
     assert table["interrupted"].to_pylist() == [float(len(prompt)) for prompt, _ in scenes]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("scores")] == ["scores.parquet"]
+
+
+@pytest.mark.launch
+def test_a_killed_process_leaves_its_chunks(folder, scenes, tmp_path, monkeypatch) -> None:
+    """The scorer kills its own process in the third chunk, as the machine would; the next run scores the last 4 rows."""
+    (tmp_path / "deadly.py").write_text(
+        textwrap.dedent(
+            """
+            import os, signal
+            from pathlib import Path
+            from tests.apps.test_score import Interrupted
+
+            class Deadly(Interrupted):
+                def score(self, prompts, images):
+                    calls = Path(__file__).with_suffix(".calls")
+                    calls.open("a").write("x")
+                    if len(calls.read_text()) == 3:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return super().score(prompts, images)
+
+            def make():
+                return Deadly(killed_in=0)
+            """
+        )
+    )
+    out = tmp_path / "scores.parquet"
+    argv = ["--scorer", "deadly:make", "--data", str(folder), "--out", str(out), "--batch-size", "1"]
+    places = os.pathsep.join([str(tmp_path), os.getcwd()])
+    killed = subprocess.run(
+        [sys.executable, "-m", "apps.score", *argv], env={**os.environ, "PYTHONPATH": places}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+    monkeypatch.syspath_prepend(tmp_path)
+    main(argv)
+    assert (tmp_path / "deadly.calls").read_text() == "xxxx"
+    assert pq.read_table(out)["interrupted"].to_pylist() == [float(len(prompt)) for prompt, _ in scenes]
 
 
 def test_a_stopped_run_of_another_kind_is_not_mixed_in(folder, tmp_path, monkeypatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +42,33 @@ QUICK: dict[str, Any] = {
 """Settings of a run of about a second."""
 
 
-def run(settings: Mapping[str, Any]) -> loop.Outcome:
-    """Train in this process."""
-    words = [
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Return the command line of a quick run with these settings on top."""
+    return [
         word
         for name, v in {**QUICK, **settings}.items()
         for word in (f"--{name}", v if isinstance(v, str) else str(v) if isinstance(v, Path) else json.dumps(v))
     ]
-    return train(*load_config(RewardConfig, words, "rewards.train"))
+
+
+def run(settings: Mapping[str, Any]) -> loop.Outcome:
+    """Train in this process."""
+    return train(*load_config(RewardConfig, options(settings), "rewards.train"))
+
+
+def launch(processes: int, settings: Mapping[str, Any]) -> None:
+    """Train in so many processes of their own on this machine's CPU."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "rewards.train"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, *options(settings)],
+        cwd=Path(__file__).parents[2],
+        env=clean | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def write_data(path: Path, count: int = 24, *, ties: int = 0) -> Path:

@@ -26,6 +26,7 @@ from rewards.learning import LearnedScorer
 from rewards.preprocess import of_open_clip
 from tests.rewards.learning_runs import (
     interrupted_at,
+    launch,
     rows,
     run,
     weights,
@@ -71,6 +72,18 @@ def test_a_batch_in_parts_is_the_same_batch(folder: Path, data: Path, tmp_path: 
     for name in ("loss", "grad_norm"):
         ours, theirs = ([row[name] for row in rows(outcome.out, "train")] for outcome in (whole, parts))
         assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.launch
+def test_two_processes_are_one(folder: Path, data: Path, tmp_path: Path) -> None:
+    """Two processes of 2 rankings take the steps of one of 4, and evaluate each held-out ranking once."""
+    settings = {"model.path": folder, "data.path": data, "train.steps": 2, "data.held_out": 0.4}
+    one = run({**settings, "out": tmp_path / "one", "train.batch_size": 4})
+    launch(2, {**settings, "out": tmp_path / "two", "train.batch_size": 2})
+    for kind, name in (("train", "loss"), ("train", "grad_norm"), ("eval", "eval/loss"), ("eval", "eval/comparisons")):
+        ours, theirs = ([row[name] for row in rows(out, kind)] for out in (one.out, tmp_path / "two"))
+        assert ours == pytest.approx(theirs, rel=1e-3), name
+    assert Calibration.load(tmp_path / "two" / "best" / "calibration.json").votes > 0
 
 
 def test_another_objective_is_another_run(folder: Path, data: Path, tmp_path: Path) -> None:

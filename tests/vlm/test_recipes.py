@@ -76,6 +76,15 @@ def test_the_others_by_hand():
     assert loss_of("simpo", **rewards) == pytest.approx(softplus(-1.5), rel=1e-5)
 
 
+def test_a_beta_of_the_run_replaces_the_recipes():
+    for name in ("rlhf_v", "mdpo", "simpo"):
+        recipe = resolve(name, "paper", terms=[Term()], corruption=Corruption(), mixtures={}, beta=0.3)
+        loss = build(
+            weighed_terms(recipe.terms), modality="language", beta=0.3, available=ALL, slots=slot_names(recipe)
+        )
+        assert {loss.beta(term) for term in loss.terms} == {0.3}
+
+
 def test_a_recipe_is_asked_for_no_more_than_it_needs():
     wanted = {name: Wanted.by(_built(name), RECIPES[name]) for name in RECIPES}
     assert {name for name, found in wanted.items() if found.noisy} == {"povid_stage2"}

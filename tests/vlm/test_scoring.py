@@ -19,6 +19,7 @@ from palate.errors import UserError
 from tests.tiny_vlm import picture, question
 from tests.vlm.batches import mixed_batch, mixed_items
 from vlm.encoding import Encoder
+from vlm.feature_store import FeatureStore
 from vlm.loading import Loaded
 from vlm.scoring import AnswerScores
 from vlm.tuning import Lora, parameter_groups, tune
@@ -56,7 +57,7 @@ def shake(module: nn.Module) -> None:
 
 @SOME
 def test_everything_comes_from_the_same_logits(name: str, tiny: Callable[..., Loaded]):
-    """Log-probabilities of other tokens, likeliest tokens, KL and mean logit, against the full logits of each row."""
+    """Log-probabilities of other tokens, likeliest tokens and KL, against the full logits of each row."""
     loaded = tiny(name)
     old = copy.deepcopy(loaded.model)
     tune(loaded, language="full", projector="frozen")
@@ -67,7 +68,7 @@ def test_everything_comes_from_the_same_logits(name: str, tiny: Callable[..., Lo
         len(loaded.processor.tokenizer), batch.answers.shape, generator=torch.Generator().manual_seed(2)
     )
     targets[0, 1, 2] = -1
-    found = module(batch, targets=targets, with_argmax=True, with_kl=True, with_logit=True)
+    found = module(batch, targets=targets, with_argmax=True, with_kl=True)
     for row in range(4):
         for column in range(2):
             here = batch.mask[row, column]
@@ -79,7 +80,6 @@ def test_everything_comes_from_the_same_logits(name: str, tiny: Callable[..., Lo
                 "target_policy": new.gather(-1, at.clamp(min=0)[:, None])[:, 0].where(at >= 0, 0.0),
                 "target_reference": then.gather(-1, at.clamp(min=0)[:, None])[:, 0].where(at >= 0, 0.0),
                 "kl": nn.functional.kl_div(new, then, reduction="none", log_target=True).sum(-1),
-                "logit": full_logits(loaded, batch, row, column).mean(-1),
             }
             for key, value in wanted.items():
                 torch.testing.assert_close(getattr(found, key)[row, column][here], value, atol=2e-5, rtol=1e-5)
@@ -291,3 +291,33 @@ def test_ranks_with_and_without_images_do_not_wait_for_each_other(tiny_folder: C
         env={**os.environ, "PYTHONPATH": str(here.parents[2])}, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert made.stdout.count("finished ddp") == made.stdout.count("finished fsdp2") == 2, made.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen3_vl"])
+def test_a_store_sees_each_image_once_in_all_runs(name: str, tiny: Callable[..., Loaded], tmp_path: Path):
+    """The second model finds the first one's features, and other weights, precision or pixels do not."""
+    loaded = tiny(name)
+    tune(loaded, language="full", projector="frozen")
+    batch = mixed_batch(loaded)
+    calls: list[int] = []
+    tower = loaded.model.get_submodule(loaded.family.parts["tower"][0])
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    plain = AnswerScores(loaded)(batch)
+    calls.clear()
+    for expected in (2, 0):
+        module = AnswerScores(loaded, store=FeatureStore(tmp_path, loaded))
+        found = module(batch)
+        torch.testing.assert_close(found.policy, plain.policy, atol=1e-5, rtol=0)
+        assert len(calls) == expected
+        calls.clear()
+    module(batch.with_pixels(lambda pixels: 0.5 * pixels))
+    assert len(calls) == 1, "changed pixels are nobody's features"
+    with torch.autocast("cpu", torch.bfloat16):
+        module(batch)
+    assert len(calls) == 3
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(b"torn")
+    torch.testing.assert_close(module(batch).policy, found.policy, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        next(tower.parameters()).add_(0.1)
+    assert FeatureStore(tmp_path, loaded).folder != module.store.folder

@@ -19,7 +19,10 @@ from vlm.logps import reduce
 from vlm.scoring import AnswerScores
 from vlm.tuning import tune
 
-PAIRS = [("how many cats?", "there are two cats", "one"), ("what is in the image?", "a red circle", "a blue cat and a dog")]
+PAIRS = [
+    ("how many cats?", "there are two cats", "one"),
+    ("what is in the image?", "a red circle", "a blue cat and a dog"),
+]
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "internvl"])
@@ -71,4 +74,7 @@ def test_dpo_loss_and_gradients_are_trl_s(name: str, loss: str, tiny: Callable[.
     assert largest > 1e-3
     for key, parameter in ours.model.named_parameters():
         if parameter.requires_grad:
-            assert float((parameter.grad - wanted[key].grad).norm()) < 1e-4 * float(wanted[key].grad.norm()) + 1e-6 * largest
+            assert (
+                float((parameter.grad - wanted[key].grad).norm())
+                < 1e-4 * float(wanted[key].grad.norm()) + 1e-6 * largest
+            )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from apps import merge
 from palate.errors import GuardStop, UserError
 from palate.training.guard import Guard, GuardConfig
 from tests.t2i.runs import rows
@@ -68,6 +69,25 @@ def test_a_recipe_lowers_its_loss_and_saves_a_model_that_others_load(
         before = AnswerScores(load_model(str(folder)), with_reference=False)(batch).policy
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert float((ours - before).abs().max()) > 1e-2
+
+
+def test_a_merged_adapter_is_the_model_that_was_trained(
+    tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
+):
+    folder, out = tiny_folder("llava"), tmp_path / "run"
+    run_in_process({"model.path": str(folder), "data.path": str(pairs), "train.steps": 1, "out": str(out)})
+    merge.main(["--adapter", str(out), "--out", str(tmp_path / "merged")])
+    merge.main(["--adapter", str(out), "--base", str(folder), "--out", str(tmp_path / "again")])
+    trained, batch = load_model(str(out / "model")), None
+    scores = []
+    for loaded in (trained, load_model(str(tmp_path / "merged")), load_model(str(tmp_path / "again"))):
+        batch = batch or mixed_batch(loaded)
+        with torch.no_grad():
+            scores.append(AnswerScores(loaded, with_reference=False)(batch).policy)
+    torch.testing.assert_close(scores[0], scores[1])
+    torch.testing.assert_close(scores[1], scores[2])
+    with pytest.raises(UserError, match="--scale is for adapters of pipelines"):
+        merge.main(["--adapter", str(out), "--out", str(tmp_path / "third"), "--scale", "0.5"])
 
 
 def test_held_out_images_are_not_trained_on(tiny_folder: Callable[[str], Path], tmp_path: Path):

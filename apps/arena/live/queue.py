@@ -25,7 +25,17 @@ from apps.arena.packs.importing import NewItem, NewOutput, add_items, model_id, 
 from apps.arena.packs.media import Size
 from apps.arena.store.catalog import Output, Prompt, changed
 from apps.arena.store.schema import outputs, prompts, voters
-from apps.arena.voting.battles import Drawn, Issued, admit, check_pace, deal, history, live_limits, names_itself
+from apps.arena.voting.battles import (
+    Drawn,
+    Issued,
+    Request,
+    admit,
+    check_pace,
+    deal,
+    history,
+    live_limits,
+    names_itself,
+)
 from apps.arena.voting.limits import take
 from apps.arena.voting.visitors import Visitor
 from palate.decoding import to_rgb
@@ -45,11 +55,10 @@ class Waiting:
     """A battle that is asked for: waiting, being drawn, or finished with `issued` or `error`."""
 
     visitor: Visitor
-    network: str
+    request: Request
     kind: str
     prompt: str
     question: tuple[str, Size] | None
-    asked: int
     ready: int | None = None
     issued: Issued | None = None
     error: Refused | None = None
@@ -85,7 +94,7 @@ class LiveQueue:
 
     async def ask(self, visitor: Visitor, prompt: str, image: str | None) -> Answer:
         """Put a battle in the queue and return {ticket, position}. Refused beyond a limit, or where the queue is full."""
-        arena, now, limits = self._arena, self._arena.clock(), self._arena.settings.limits
+        arena, limits = self._arena, self._arena.settings.limits
         prompt = " ".join(prompt.split()) if image is None else prompt.strip()
         if not prompt or len(prompt) > limits.prompt_characters:
             raise Refused(
@@ -96,20 +105,20 @@ class LiveQueue:
             raise Refused("invalid", f"No model here answers {'questions about pictures' if image else 'prompts'}.")
         question = None if image is None else arena.uploads.take(image, visitor)
 
-        def count(connection: Connection) -> str:
-            request = arena.request(connection, visitor, "", now, None)
+        request = await arena.request(visitor)
+
+        def count(connection: Connection) -> None:
             admit(connection, request, arena.settings)
-            check_pace(history(connection, visitor.voter), now, arena.settings)
-            take(connection, live_limits(request, text_id(prompt), arena.settings), now)
-            return request.network
+            check_pace(history(connection, visitor.voter), request.now, arena.settings)
+            take(connection, live_limits(request, text_id(prompt), arena.settings), request.now)
 
         with self._changed:
             if sum(job.ready is None for job in self._jobs.values()) >= arena.settings.live.queue:
                 raise Refused("busy", "The queue is full. Vote on what is there, and try again in a few minutes.")
-        network = await arena.write(count)
+        await arena.write(count)
         number = secrets.token_hex(8)
         with self._changed:
-            self._jobs[number] = Waiting(visitor, network, kind, prompt, question, now)
+            self._jobs[number] = Waiting(visitor, request, kind, prompt, question)
             self._changed.notify()
             position = self._position(number)
         return {"ticket": arena.tokens.sign("ticket", number, visitor.voter), "position": position}
@@ -165,7 +174,7 @@ class LiveQueue:
 
     def _forget_old(self) -> None:
         now = self._arena.clock()
-        for number in [n for n, job in self._jobs.items() if now - job.asked > KEPT_MS]:
+        for number in [n for n, job in self._jobs.items() if now - job.request.now > KEPT_MS]:
             del self._jobs[number]
 
     def _draw(self, job: Waiting) -> Issued:
@@ -212,8 +221,8 @@ class LiveQueue:
             here = (outputs.c.prompt == row.id) & (outputs.c.model == model) & (outputs.c.digest == new.digest)
             found = connection.execute(select(outputs).where(here)).one()
             sides.append(Output(found.id, row.id, found.model, found.media, new.size, found.text))
-        request = replace(arena.request(connection, job.visitor, secrets.token_hex(16), now, None), network=job.network)
-        known = names_itself(tuple(self.makers), *sides) or asker.owner
+        request = replace(job.request, now=now)
+        known = names_itself(arena.catalog.naming, *sides) or asker.owner
         drawn = Drawn("live", sides[0], sides[1], probability, rule, known)
         prompt = Prompt(row.id, job.kind, row.text, CATEGORY, row.question)
         return deal(connection, request, drawn, arena.settings, arena.random, prompt)

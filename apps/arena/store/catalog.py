@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +54,8 @@ class Catalog:
     golds: tuple[tuple[Output, Output], ...] = ()
     """(whole, spoilt) outputs of one model."""
     categories: tuple[str, ...] = ()
+    naming: re.Pattern[str] = field(default_factory=lambda: naming(()))
+    """Finds the name of a model in an answer."""
     _shared: dict[str, dict[tuple[int, int], tuple[int, ...]]] = field(default_factory=dict)
 
     def shared(self, category: str | None) -> dict[tuple[int, int], tuple[int, ...]]:
@@ -78,6 +82,11 @@ class Catalog:
         return allowed
 
 
+def naming(names: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of the names as words of their own."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names)) or '(?!)'})(?!\w)", re.IGNORECASE)
+
+
 def version(connection: Connection) -> str:
     """Return a text that changes whenever the catalogue does."""
     return connection.execute(select(state.c.value).where(state.c.key == VERSION)).scalar() or "0"
@@ -85,7 +94,7 @@ def version(connection: Connection) -> str:
 
 def changed(connection: Connection) -> None:
     """Note that the catalogue changed, so that every worker reads it again."""
-    put(connection, state, {"key": VERSION, "value": str(int(version(connection)) + 1)}, "key")
+    put(connection, state, {"key": VERSION, "value": str(int(version(connection)) + 1)})
 
 
 def load(connection: Connection) -> Catalog:
@@ -124,6 +133,7 @@ def load(connection: Connection) -> Catalog:
         ids=tuple(row.id for row in live),
         prompts=asked,
         outputs=found,
+        naming=naming([row.name for row in live]),
         by_prompt=by_prompt,
         golds=golds,
         categories=tuple(sorted({asked[prompt].category for prompt in shown})),

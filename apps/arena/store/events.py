@@ -28,6 +28,9 @@ KINDS = (
 )
 
 
+_INSERT = insert(events)
+
+
 def append(
     connection: Connection,
     kind: str,
@@ -46,7 +49,7 @@ def append(
         "battle": battle,
         "data": json.dumps(data or {}, ensure_ascii=False),
     }
-    connection.execute(insert(events), row)
+    connection.execute(_INSERT, row)
 
 
 def read(connection: Connection, after: int = 0) -> Iterator[dict[str, Any]]:

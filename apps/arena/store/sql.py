@@ -1,8 +1,12 @@
-"""The two statements that SQLite and PostgreSQL spell alike and SQLAlchemy's core does not."""
+"""INSERT with ON CONFLICT, which SQLite and PostgreSQL spell alike and SQLAlchemy's core does not.
+
+Statements are built once: building one costs several times as much as running it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Table
@@ -10,26 +14,36 @@ from sqlalchemy import Connection, Table
 from palate.errors import UserError
 
 
-def insert(connection: Connection, table: Table) -> Any:
+def insert(dialect: str, table: Table) -> Any:
     """Return the dialect's INSERT, which knows ON CONFLICT."""
-    if connection.dialect.name == "sqlite":
+    if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
 
         return sqlite.insert(table)
-    if connection.dialect.name == "postgresql":
+    if dialect == "postgresql":
         from sqlalchemy.dialects import postgresql
 
         return postgresql.insert(table)
-    raise UserError(f"The arena runs on SQLite and PostgreSQL, not on {connection.dialect.name}.")
+    raise UserError(f"The arena runs on SQLite and PostgreSQL, not on {dialect}.")
 
 
 def insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is taken; return whether it was inserted. Of parallel calls one returns True."""
-    statement = insert(connection, table).values(**row).on_conflict_do_nothing()
-    return connection.execute(statement.returning(next(iter(table.primary_key)))).first() is not None
+    return connection.execute(_new(connection.dialect.name, table), row).first() is not None
 
 
-def put(connection: Connection, table: Table, row: Mapping[str, Any], key: str) -> None:
-    """Insert a row, or replace the one with the same `key`."""
-    statement = insert(connection, table).values(**row)
-    connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=dict(row)))
+def put(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
+    """Insert a row, or replace the one with the same primary key."""
+    connection.execute(_put(connection.dialect.name, table), row)
+
+
+@cache
+def _new(dialect: str, table: Table) -> Any:
+    return insert(dialect, table).on_conflict_do_nothing().returning(next(iter(table.primary_key)))
+
+
+@cache
+def _put(dialect: str, table: Table) -> Any:
+    statement, keys = insert(dialect, table), {column.name for column in table.primary_key}
+    changed = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
+    return statement.on_conflict_do_update(index_elements=sorted(keys), set_=changed)

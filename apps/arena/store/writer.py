@@ -106,14 +106,13 @@ class Writer:
         results: list[tuple[Any, Exception | None]] = []
         with self._engine.begin() as connection:
             for job in jobs:
-                savepoint = connection.begin_nested()
+                connection.exec_driver_sql("SAVEPOINT job")
                 try:
-                    result = job(connection)
-                    savepoint.commit()
-                    results.append((result, None))
+                    results.append((job(connection), None))
                 except DBAPIError:  # perhaps of the whole transaction
                     raise
                 except Exception as error:
-                    savepoint.rollback()
+                    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT job")
                     results.append((None, error))
+                connection.exec_driver_sql("RELEASE SAVEPOINT job")
         return results

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from apps.arena.errors import Refused
 from apps.arena.store import events
@@ -70,7 +70,7 @@ def vote(connection: Connection, battle: str, voter: str, outcome: str, reasons:
         "revealed": None,
     }
     if not insert_new(connection, votes, ballot):
-        stands = connection.execute(select(votes).where(votes.c.battle == battle)).one()
+        stands = connection.execute(_VOTE, {"battle": battle}).one()
         if stands.outcome != outcome:
             raise Refused("conflict", f"The vote '{stands.outcome}' stands already. Take it back first.")
         return Receipt(stands.receipt, stands.outcome, stands.created)
@@ -81,7 +81,7 @@ def vote(connection: Connection, battle: str, voter: str, outcome: str, reasons:
 def undo(connection: Connection, battle: str, voter: str, now: int, reveal_ms: int) -> None:
     """Take a vote back. Refused after its reveal or its time; where there is no vote, nothing happens."""
     _locked(connection, battle, voter)
-    stands = connection.execute(select(votes).where(votes.c.battle == battle)).one_or_none()
+    stands = connection.execute(_VOTE, {"battle": battle}).one_or_none()
     if stands is None:
         return
     if stands.revealed is not None or now >= stands.created + reveal_ms:
@@ -95,7 +95,7 @@ def skip(connection: Connection, battle: str, voter: str, now: int) -> None:
     row = _locked(connection, battle, voter)
     if row.skipped is not None:
         return
-    if connection.execute(select(votes.c.battle).where(votes.c.battle == battle)).first():
+    if connection.execute(_VOTE, {"battle": battle}).first():
         raise Refused("conflict", "This battle has a vote. Take it back first.")
     connection.execute(update(battles).where(battles.c.id == battle).values(skipped=now))
     events.append(connection, "skip", now, _described(row), voter=voter, battle=battle)
@@ -104,7 +104,7 @@ def skip(connection: Connection, battle: str, voter: str, now: int) -> None:
 def reveal(connection: Connection, battle: str, voter: str, now: int) -> Reveal:
     """Return who made what, and thereby make the vote final. Refused where there is no vote."""
     row = _locked(connection, battle, voter)
-    stands = connection.execute(select(votes).where(votes.c.battle == battle)).one_or_none()
+    stands = connection.execute(_VOTE, {"battle": battle}).one_or_none()
     if stands is None:
         raise Refused("conflict", "Names are shown after the vote.")
     if stands.revealed is None:
@@ -128,12 +128,15 @@ _BATTLE = (
     .join(_A, _A.c.id == battles.c.model_a)
     .join(_B, _B.c.id == battles.c.model_b)
     .join(prompts, prompts.c.id == battles.c.prompt)
+    .where(battles.c.id == bindparam("battle"))
+    .with_for_update(of=battles)
 )
+_VOTE = select(votes).where(votes.c.battle == bindparam("battle"))
 
 
 def _locked(connection: Connection, battle: str, voter: str) -> Any:
     """Return the battle's row, locked until the transaction ends. Refused where it is not there or not the voter's."""
-    row = connection.execute(_BATTLE.where(battles.c.id == battle).with_for_update(of=battles)).one_or_none()
+    row = connection.execute(_BATTLE, {"battle": battle}).one_or_none()
     if row is None:
         raise Refused("missing", "This battle is no longer here.")
     if row.voter != voter:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from apps.arena.errors import Refused
 from apps.arena.matchmaking import choose_pair
@@ -95,15 +95,16 @@ def admit(connection: Connection, request: Request, settings: ArenaSettings) -> 
     Refused beyond a limit or without consent.
     """
     limits, voter, network = settings.limits, request.visitor.voter, request.network
-    row = {"id": voter, "created": request.now, "consent": None, "owner": False}
     counted = [
         Limit(f"battles:{network}", limits.network_battles_per_minute, MINUTE, "battles asked for from your network")
     ]
-    if insert_new(connection, voters, row):
+    known = connection.execute(_VOTER, {"voter": voter}).one_or_none()
+    if known is None:
+        insert_new(connection, voters, {"id": voter, "created": request.now, "consent": None, "owner": False})
+        known = connection.execute(_VOTER, {"voter": voter}).one()
         counted.append(Limit(f"voters:{network}", limits.network_voters_per_day, DAY, "new voters from your network"))
     if network:
         take(connection, counted, request.now)
-    known = connection.execute(select(voters).where(voters.c.id == voter).with_for_update()).one()
     if request.consent is not None and known.consent != request.consent:
         raise Refused("consent", "Please read and accept the terms first.")
     return known.owner
@@ -111,9 +112,7 @@ def admit(connection: Connection, request: Request, settings: ArenaSettings) -> 
 
 def history(connection: Connection, voter: str) -> Sequence[Any]:
     """Return the voter's battles, the latest first, with `outcome`, `voted` and `revealed` of their votes."""
-    columns = (battles, votes.c.outcome, votes.c.created.label("voted"), votes.c.revealed)
-    mine = select(*columns).outerjoin(votes, votes.c.battle == battles.c.id).where(battles.c.voter == voter)
-    return connection.execute(mine.order_by(battles.c.created.desc()).limit(HISTORY)).all()
+    return connection.execute(_HISTORY, {"voter": voter}).all()
 
 
 def deal(
@@ -147,7 +146,7 @@ def deal(
         "repeats": drawn.repeats,
         "skipped": None,
     }
-    connection.execute(insert(battles), row)
+    connection.execute(_INSERT, row)
     return Issued(request.battle, drawn.kind, prompt, a, b, expires)
 
 
@@ -226,16 +225,17 @@ def _plain(
         if name in full or battled[model] >= limits.votes_per_model_per_day
     }
 
-    def fresh(pair: tuple[int, int]) -> list[int]:
-        """Prompts on which both models have an output that this voter has not judged against the other's."""
+    def is_fresh(prompt: int, pair: tuple[int, int]) -> bool:
+        """Whether both models have an output to it that this voter has not judged against the other's."""
         one, two = sorted((catalog.ids[pair[0]], catalog.ids[pair[1]]))
-        left = [p for p in shared[pair] if p not in done]
-        sides = catalog.by_prompt
-        return [p for p in left if met[p, one, two] < min(len(sides[p][one]), len(sides[p][two]))]
+        sides = catalog.by_prompt[prompt]
+        return prompt not in done and met[prompt, one, two] < min(len(sides[one]), len(sides[two]))
 
-    usable = {
-        pair for pair in shared if not closed & set(pair) and (len(shared[pair]) > len(met) + len(done) or fresh(pair))
-    }
+    def is_usable(pair: tuple[int, int]) -> bool:
+        many = len(shared[pair]) > len(met) + len(done)
+        return many or any(is_fresh(prompt, pair) for prompt in shared[pair])
+
+    usable = {pair for pair in shared if not closed & set(pair) and is_usable(pair)}
     if not usable:
         where = f" in '{request.category}'" if request.category else ""
         raise Refused(
@@ -252,12 +252,20 @@ def _plain(
         newcomer_battles=settings.matching.newcomer_battles,
     )
     i, j = (catalog.names.index(name) for name in choice.pair)
-    made = catalog.by_prompt[random.choice(fresh((min(i, j), max(i, j))))]
+    pair = min(i, j), max(i, j)
+    made = catalog.by_prompt[next(p for p in _shuffled(shared[pair], random) if is_fresh(p, pair))]
     seen = {output for row in past for output in (row.output_a, row.output_b)}
     told = {output for row in past if row.revealed is not None for output in (row.output_a, row.output_b)}
     first, second = (_unseen(made[catalog.ids[k]], seen, told, random) for k in (i, j))
-    known = first.id in told or second.id in told or names_itself(catalog.names, first, second)
+    known = first.id in told or second.id in told or names_itself(catalog.naming, first, second)
     return Drawn("plain", first, second, choice.probability, choice.rule, known)
+
+
+def _shuffled(items: Sequence[int], random: Random) -> Iterator[int]:
+    """Yield the items in random order, quickly where only the first few are looked at."""
+    for _ in range(8):
+        yield random.choice(items)
+    yield from random.sample(items, len(items))
 
 
 def _unseen(outputs: Sequence[Output], seen: set[int], told: set[int], random: Random) -> Output:
@@ -266,7 +274,23 @@ def _unseen(outputs: Sequence[Output], seen: set[int], told: set[int], random: R
     return random.choice(new or [output for output in outputs if output.id not in told] or outputs)
 
 
-def names_itself(names: Sequence[str], *answers: Output) -> bool:
+_VOTER = select(voters).where(voters.c.id == bindparam("voter")).with_for_update()
+_HISTORY = (
+    select(
+        *(battles.c[name] for name in ("id", "created", "expires", "kind", "prompt", "skipped", "repeats")),
+        *(battles.c[name] for name in ("output_a", "output_b", "model_a", "model_b")),
+        votes.c.outcome,
+        votes.c.created.label("voted"),
+        votes.c.revealed,
+    )
+    .outerjoin(votes, votes.c.battle == battles.c.id)
+    .where(battles.c.voter == bindparam("voter"))
+    .order_by(battles.c.created.desc())
+    .limit(HISTORY)
+)
+_INSERT = insert(battles)
+
+
+def names_itself(naming: re.Pattern[str], *answers: Output) -> bool:
     """Whether an answer contains the name of a model in the arena, as a word of its own."""
-    texts = [output.text for output in answers if output.text]
-    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) for name in names for text in texts)
+    return any(output.text and naming.search(output.text) for output in answers)

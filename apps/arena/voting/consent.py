@@ -37,7 +37,7 @@ def version_of(text: str) -> str:
 def change(connection: Connection, text: str, now: int) -> None:
     """Set the text; an empty one asks for nothing."""
     if text.strip():
-        put(connection, state, {"key": KEY, "value": text.strip()}, "key")
+        put(connection, state, {"key": KEY, "value": text.strip()})
     else:
         connection.execute(delete(state).where(state.c.key == KEY))
     events.append(connection, "consent_text", now, {"text": text.strip()})

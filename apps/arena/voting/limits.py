@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -32,12 +34,16 @@ def take(connection: Connection, limits: Sequence[Limit], now: int) -> None:
     for limit in sorted(limits, key=lambda limit: limit.name):  # one order for all, so that workers never deadlock
         begin = now - now % limit.span
         row = {"name": limit.name, "span": begin, "count": 1, "until": begin + limit.span}
-        statement = insert(connection, counters).values(**row)
-        statement = statement.on_conflict_do_update(
-            index_elements=["name", "span"], set_={"count": counters.c.count + 1}
-        ).returning(counters.c.count)
-        if connection.execute(statement).scalar_one() > limit.most:
+        if connection.execute(_one_more(connection.dialect.name), row).scalar_one() > limit.most:
             raise too_many(limit, now)
+
+
+@cache
+def _one_more(dialect: str) -> Any:
+    statement = insert(dialect, counters).on_conflict_do_update(
+        index_elements=["name", "span"], set_={"count": counters.c.count + 1}
+    )
+    return statement.returning(counters.c.count)
 
 
 def check(connection: Connection, limit: Limit, now: int) -> None:

@@ -75,7 +75,7 @@ class Text(Body):
     text: str
 
 
-def may_see(request: Request, arena: Annotated[Arena, Depends(arena_of)]) -> None:
+async def may_see(request: Request, arena: Annotated[Arena, Depends(arena_of)]) -> None:
     """Refuse, as if nothing were here, whoever is not on this machine, unless the admin page is open to the network."""
     if request.app.state.admin_everywhere:
         return
@@ -187,6 +187,7 @@ def consent(arena: Served) -> dict[str, Any]:
 def set_consent(wanted: Text, arena: Served) -> dict[str, Any]:
     now = arena.clock()
     arena.writer.run(lambda c: consent_text.change(c, wanted.text, now))
+    arena.board.refresh()
     return {"ok": True}
 
 

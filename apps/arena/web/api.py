@@ -73,7 +73,7 @@ class Agreement(Body):
     version: str
 
 
-def arena_of(request: Request) -> Arena:
+async def arena_of(request: Request) -> Arena:
     """Return the arena that this server serves."""
     arena: Arena = request.app.state.arena
     return arena
@@ -105,8 +105,9 @@ def keep_cookie(arena: Arena, visitor: Visitor, request: Request, response: Resp
         response.set_cookie(COOKIE, value, max_age=COOKIE_SECONDS, httponly=True, samesite="lax", secure=secure)
 
 
-def visitor_of(request: Request, response: Response, arena: Annotated[Arena, Depends(arena_of)]) -> Visitor:
+async def visitor_of(request: Request, response: Response) -> Visitor:
     """Return who asks; a new voter's cookie goes out with the answer."""
+    arena: Arena = request.app.state.arena
     visitor = identify(arena, request)
     keep_cookie(arena, visitor, request, response)
     return visitor

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,13 @@ def compare(folder: Path, told: Told) -> dict[str, int]:
     return {"votes": len(stands), "taken back": len(told.votes) - len(stands), "lost": 0, "doubled": 0}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the proof and print its counts."""
     parser = argparse.ArgumentParser(prog="python -m tests.apps.arena.prove_kill", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="times that the server is killed (default: 200)")
     parser.add_argument("--people", type=int, default=8, help="people who vote at once (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of killing (default: 0)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     began = time.monotonic()
     counts = prove(args.kills, args.people, args.seed)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()), f"({time.monotonic() - began:.0f} s)")

@@ -210,6 +210,7 @@ def test_consent_is_asked_for_and_a_new_text_asks_again(small: Small) -> None:
 
     voter = small.voter()
     small.arena.writer.run(lambda connection: change(connection, "Votes are public.", small.clock()))
+    small.arena.board.refresh()
     status, said = voter.post("battle")
     assert status == 403 and said["error"] == "consent"
     version = voter.http.get("/api/consent").json()["version"]
@@ -217,4 +218,5 @@ def test_consent_is_asked_for_and_a_new_text_asks_again(small: Small) -> None:
     assert voter.post("consent", version=version)[0] == 200
     voter.battle()
     small.arena.writer.run(lambda connection: change(connection, "Votes are published.", small.clock()))
+    small.arena.board.refresh()
     assert voter.post("battle")[0] == 403

@@ -198,6 +198,31 @@ def test_answers_become_pairs_that_trl_reads(tmp_path: Path) -> None:
     assert rows[0]["chosen"][0]["role"] == "assistant" and len(rows[0]["images"]) == 1
 
 
+def test_the_trainer_of_answers_trains_on_the_export(tmp_path: Path) -> None:
+    """Votes on answers -> `palate export` -> three steps of DPO on a tiny LLaVA, whose loss starts at ln 2."""
+    import math
+
+    from palate.training.journal import read_journal, series
+    from tests.tiny_vlm import save_tiny_vlm
+    from tests.vlm.runs import run_in_process
+
+    store, out = tmp_path / "arena", tmp_path / "answers.parquet"
+    with small_arena(store, packs=(answer_pack(4),)) as small:
+        prefers(small, 4, favourite="terse")
+    export_command.main(["--store", str(store), "--out", str(out), "--held-out", "0"])
+    run_in_process(
+        {
+            "out": str(tmp_path / "run"),
+            "model.path": str(save_tiny_vlm("llava", tmp_path / "model")),
+            "data.path": str(out),
+            "data.held_out": 0,
+            "train.steps": 3,
+        }
+    )
+    losses = series(read_journal(tmp_path / "run" / "metrics.jsonl"), "train", "loss")
+    assert len(losses) == 3 and losses[0][1] == pytest.approx(math.log(2), abs=1e-4)
+
+
 def test_the_trainer_trains_on_the_export(tmp_path: Path) -> None:
     """Votes -> `palate export` -> three steps of Diffusion-DPO on a tiny model, whose loss starts at ln 2."""
     import math

@@ -20,6 +20,8 @@ from palate.errors import UserError
 from palate.records import Media
 from tests.apps.arena.small import OPEN, Small, Voter, named_png, picture, small_arena
 from tests.tiny import tiny_sd
+from tests.tiny_vlm import save_tiny_vlm
+from vlm.loading import load_model
 
 SETTINGS = ArenaSettings(limits=OPEN, checks=Checks(0.0, 0.0), live=Live(steps=1, queue=3, release_seconds=5))
 
@@ -182,6 +184,13 @@ def test_a_pipeline_draws_by_seed() -> None:
     assert maker_again[0] == maker_again[1] != maker_again[2]
 
 
+def test_a_vision_language_model_answers_by_seed(tmp_path: Path) -> None:
+    loaded = load_model(str(save_tiny_vlm("llava", tmp_path)))
+    maker, question = AnswerMaker("tiny", loaded, Live(answer_tokens=6, temperature=1.0)), Media.image(picture(1))
+    said = [maker.make("what is it", question, seed) for seed in (3, 3, 4)]
+    assert said[0] == said[1] != said[2]
+
+
 def test_live_models_are_named(tmp_path: Path) -> None:
     for words, said in (
         (["base"], "'base' should read NAME=MODEL"),
@@ -190,4 +199,3 @@ def test_live_models_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             load_makers(words, [], Live())
-    assert AnswerMaker.kind == "text"
