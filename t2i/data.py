@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
+from palate.errors import UserError
 from palate.randomness import generator, uniform
-from palate.records import Pair
+from palate.records import Media, Pair
+from t2i.cache import EncodingCache
 from t2i.families.base import Conditioning, Family, Frame
 
 
@@ -39,7 +41,8 @@ class ImageConfig:
 class Example:
     """One pair on one visit, ready to be batched. `C h w` is the latent's shape."""
 
-    pixels: Tensor  # (2, 3, H, W) in [-1, 1], chosen first
+    pixels: Tensor | None  # (2, 3, H, W) in [-1, 1], chosen first; None where the latents are known
+    posterior: Tensor | None  # (2, 2, C, h, w), chosen first: mean and deviation of the latents, from a cache
     captions: tuple[str, str]
     frames: tuple[Frame, Frame]
     timestep: Tensor  # 0-d
@@ -53,8 +56,10 @@ class Example:
 class Batch:
     """B pairs; images come as 2B with all chosen first."""
 
-    pixels: Tensor  # (2B, 3, H, W)
-    tokens: Conditioning  # each (2B, ...)
+    pixels: Tensor | None  # (2B, 3, H, W); None where the latents are known
+    posterior: Tensor | None  # (2, 2B, C, h, w): mean, deviation
+    tokens: Conditioning  # each (2B, ...); empty where the conditioning is known
+    conditioning: Conditioning  # each (2B, ...), from a cache
     timestep: Tensor  # (B,)
     noise: Tensor  # (B, C, h, w)
     vae_noise: Tensor  # (2B, C, h, w)
@@ -73,7 +78,10 @@ class Batch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = {k: move(v) for k, v in value.items()} if isinstance(value, dict) else move(value)
+            if isinstance(value, dict):
+                moved[field.name] = {name: move(tensor) for name, tensor in value.items()}
+            else:
+                moved[field.name] = None if value is None else move(value)
         return Batch(**moved)
 
 
@@ -84,6 +92,13 @@ class Pairs(Protocol):
 
     def decoded(self, index: int) -> tuple[Pair, Image.Image, Image.Image]:
         """Return a pair and its pictures (RGB), chosen first."""
+
+    def listed(self, index: int) -> Pair | None:
+        """Return a pair without decoding its pictures; None where its row is bad and bad rows are left out."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether bad rows are left out; otherwise they are errors."""
 
 
 class PairList:
@@ -99,12 +114,28 @@ class PairList:
         pair = self.pairs[index]
         return pair, pair.chosen.decode(), pair.rejected.decode()
 
+    def listed(self, index: int) -> Pair | None:
+        return self.pairs[index]
+
+    @property
+    def skips(self) -> bool:
+        return False
+
 
 class PairExamples(Dataset[Example]):
-    """`examples[(index, visit)]` of pairs, with all draws of that visit."""
+    """`examples[(index, visit)]` of pairs, with all draws of that visit. With a cache no picture is decoded."""
 
-    def __init__(self, pairs: Pairs, family: Family, config: ImageConfig, seed: int, *, dual: bool) -> None:
-        self.pairs, self.config, self.seed, self.dual = pairs, config, seed, dual
+    def __init__(
+        self,
+        pairs: Pairs,
+        family: Family,
+        config: ImageConfig,
+        seed: int,
+        *,
+        dual: bool,
+        cache: EncodingCache | None = None,
+    ) -> None:
+        self.pairs, self.config, self.seed, self.dual, self.cache = pairs, config, seed, dual, cache
         self.side = config.resolution or family.resolution
         self.latent_shape = family.latent_shape(self.side, self.side)
         self._draw_timestep = family.draw_timestep
@@ -114,22 +145,36 @@ class PairExamples(Dataset[Example]):
 
     def __getitem__(self, place: tuple[int, int | str]) -> Example:
         index, visit = place
-        return self.example(*self.pairs.decoded(index), visit)
+        if self.cache is None:
+            return self.example(*self.pairs.decoded(index), visit)
+        pair = self._known(index)
+        mirrored = self._mirrored(pair, visit)
+        first, second = (self.cache.latent(media, mirrored) for media in (pair.chosen, pair.rejected))
+        posterior = torch.stack([first.posterior, second.posterior]).float()
+        return self._drawn(pair, visit, None, posterior, (first.frame, second.frame))
 
     def example(self, pair: Pair, chosen: Image.Image, rejected: Image.Image, visit: int | str) -> Example:
         """Return a pair with the draws of its `visit` (a count, or a name for draws outside of training)."""
-        seed, shape = self.seed, self.latent_shape
+        seed = self.seed
         across, down = (0.5, 0.5) if self.config.crop == "center" else (
             uniform(seed, pair.id, visit, "crop across"),
             uniform(seed, pair.id, visit, "crop down"),
         )  # fmt: skip
-        mirrored = self.config.flip and uniform(seed, pair.id, visit, "flip") < 0.5
-        dropped = uniform(seed, pair.id, visit, "caption dropout") < self.config.caption_dropout
         first, second = (cut(image, self.side, across, down) for image in (chosen, rejected))
         pixels = torch.stack([first.pixels, second.pixels])
+        if self._mirrored(pair, visit):
+            pixels = pixels.flip(-1)
+        return self._drawn(pair, visit, pixels, None, (first.frame, second.frame))
+
+    def _drawn(
+        self, pair: Pair, visit: int | str, pixels: Tensor | None, posterior: Tensor | None, frames: tuple[Frame, Frame]
+    ) -> Example:
+        seed, shape = self.seed, self.latent_shape
+        dropped = uniform(seed, pair.id, visit, "caption dropout") < self.config.caption_dropout
         return Example(
-            pixels=pixels.flip(-1) if mirrored else pixels,
-            frames=(first.frame, second.frame),
+            pixels=pixels,
+            posterior=posterior,
+            frames=frames,
             captions=("", "") if dropped else self._captions(pair),
             timestep=self._draw_timestep(generator(seed, pair.id, visit, "timestep")),
             noise=torch.randn(shape, generator=generator(seed, pair.id, visit, "noise")),
@@ -143,10 +188,47 @@ class PairExamples(Dataset[Example]):
             score_gap=float("nan") if pair.score_gap is None else pair.score_gap,
         )
 
+    def _mirrored(self, pair: Pair, visit: int | str) -> bool:
+        return self.config.flip and uniform(self.seed, pair.id, visit, "flip") < 0.5
+
     def _captions(self, pair: Pair) -> tuple[str, str]:
         if not self.dual:
             return pair.prompt, pair.prompt
         return pair.prompt_chosen or pair.prompt, pair.prompt_rejected or pair.prompt
+
+    def _known(self, index: int) -> Pair:
+        """Return a pair; where bad rows are left out, the next pair that the cache has stands in for one it lacks."""
+        assert self.cache is not None
+        for shift in range(len(self)):
+            pair = self.pairs.listed((index + shift) % len(self))
+            if pair is not None and (self.cache.has(pair) or not self.pairs.skips):
+                return pair
+        raise UserError("No row of the data can be read.")
+
+    # --- what a cache is filled with -------------------------------------------------------------------------------
+
+    @property
+    def mirrorings(self) -> tuple[bool, ...]:
+        """Whether pictures are trained on as they are, and also mirrored."""
+        return (False, True) if self.config.flip else (False,)
+
+    def texts(self, pair: Pair) -> set[str]:
+        """Return all captions that training may ask for with a pair."""
+        return {*self._captions(pair), *([""] if self.config.caption_dropout else [])}
+
+    def picture(self, index: int, slot: int, mirrored: bool) -> tuple[Tensor, Frame] | None:
+        """Return the pixels `(3, H, W)` and the frame of a pair's picture; None where it is unreadable and left out."""
+        pair = self.pairs.listed(index)
+        if pair is None:
+            return None
+        media: Media = (pair.chosen, pair.rejected)[slot]
+        try:
+            square = cut(media.decode(), self.side)
+        except UserError as error:
+            if self.pairs.skips:
+                return None
+            raise UserError(f"{error} Or leave such rows out with --data.on_bad_row skip.") from None
+        return square.pixels.flip(-1) if mirrored else square.pixels, square.frame
 
 
 class Cut(NamedTuple):
@@ -172,17 +254,27 @@ def cut(image: Image.Image, side: int, across: float = 0.5, down: float = 0.5) -
     return Cut(pixels, Frame(original, (top, left), (side, side)))
 
 
-def collate(examples: Sequence[Example], family: Family) -> Batch:
-    """Return a batch of B pairs with all chosen images first."""
+def collate(examples: Sequence[Example], family: Family, cache: EncodingCache | None = None) -> Batch:
+    """Return a batch of B pairs with all chosen images first; with a cache, captions come encoded."""
     captions, frames = (
         [getattr(e, name)[side] for side in (0, 1) for e in examples] for name in ("captions", "frames")
     )
+
+    def sides(name: str) -> Tensor | None:
+        rows = [getattr(e, name) for e in examples]
+        return None if rows[0] is None else torch.cat([torch.stack([row[side] for row in rows]) for side in (0, 1)])
+
+    posterior = sides("posterior")
+    vae_noise = sides("vae_noise")
+    assert vae_noise is not None
     return Batch(
-        pixels=torch.cat([torch.stack([e.pixels[side] for e in examples]) for side in (0, 1)]),
-        tokens=family.tokenize(captions, frames),
+        pixels=sides("pixels"),
+        posterior=None if posterior is None else posterior.transpose(0, 1),
+        tokens={} if cache else family.tokenize(captions, frames),
+        conditioning=cache.conditioning(captions, frames) if cache else {},
         timestep=torch.stack([e.timestep for e in examples]),
         noise=torch.stack([e.noise for e in examples]),
-        vae_noise=torch.cat([torch.stack([e.vae_noise[side] for e in examples]) for side in (0, 1)]),
+        vae_noise=vae_noise,
         p_chosen=torch.tensor([e.p_chosen for e in examples]),
         score_gap=torch.tensor([e.score_gap for e in examples]),
     )

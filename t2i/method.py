@@ -26,6 +26,7 @@ from palate.training.method import Backward, Report, is_sharded
 from palate.training.objective import entanglement, implicit_accuracy, step_loss
 from palate.training.reference import Reference
 from palate.training.settings import Precision
+from t2i.cache import EncodingCache, complete_cache, encoders_of
 from t2i.data import Batch, Example, PairExamples, collate
 from t2i.diffusion_score import DenoisingErrors, Errors, score
 from t2i.families.base import Conditioning, Family
@@ -60,10 +61,11 @@ class PairMethod:
         eval_batch: int = 16,
         sample: SampleConfig | None = None,
         entanglement_every: int = 0,
+        cache: EncodingCache | None = None,
     ) -> None:
         self.family, self.loss, self.precision = family, loss, precision
         self.lora = model.tuning == "lora"
-        self.entanglement_every = entanglement_every
+        self.entanglement_every, self.cache = entanglement_every, cache
         self.held_out, self.draws, self.eval_batch, self.sample = held_out, draws, eval_batch, sample
         self._fixed: list[tuple[_Inputs, Tensor | None, Tensor]] | None = None
         self._first_error: float | None = None
@@ -99,7 +101,7 @@ class PairMethod:
         return [{"params": [p for p in self._module.parameters() if p.requires_grad]}]
 
     def collate(self, items: Sequence[Example]) -> Batch:
-        return collate(items, self.family)
+        return collate(items, self.family, self.cache)
 
     def step(self, module: nn.Module, batch: Batch, backward: Backward, *, at: int) -> Mapping[str, Tensor]:
         inputs = self._inputs(batch)
@@ -150,6 +152,21 @@ class PairMethod:
 
     # --- what the denoiser is asked ----------------------------------------------------------------------------------
 
+    def fill(self, sources: Sequence[PairExamples], data: Mapping[str, Any], *, batch_size: int, workers: int) -> None:
+        """Complete the cache for these pairs, then take the encoders off the device.
+
+        data: what makes the pairs these pairs.
+        """
+        assert self.cache is not None
+        complete_cache(self.cache, sources, data, batch_size=batch_size, workers=workers, autocast=self._autocast)
+        self._encoders_to(torch.device("cpu"))
+
+    def _encoders_to(self, device: torch.device) -> None:
+        for part in encoders_of(self.family):
+            part.to(device)
+        if device.type == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _freeze_parts(self) -> None:
         """Encoders go to the device and keep the precision that the saved pipeline needs; only the denoiser is trained."""
         device = PartialState().device
@@ -167,8 +184,12 @@ class PairMethod:
     @torch.no_grad()
     def _inputs(self, batch: Batch) -> _Inputs:
         with self._autocast():
-            mean, std = self.family.encode_image(batch.pixels)
-            conditioning = self.family.encode_text(batch.tokens)
+            if batch.posterior is None:
+                assert batch.pixels is not None
+                mean, std = self.family.encode_image(batch.pixels)
+            else:
+                mean, std = batch.posterior
+            conditioning = batch.conditioning or self.family.encode_text(batch.tokens)
         latents = mean + std * batch.vae_noise
         noise, t = torch.cat([batch.noise] * 2), torch.cat([batch.timestep] * 2)
         return _Inputs(
@@ -231,6 +252,8 @@ class PairMethod:
         saturation = [float("nan")]
         if state.is_main_process and prompts:
             self.family.pipeline.set_progress_bar_config(disable=True)
+            if self.cache is not None:
+                self._encoders_to(state.device)
             with self._autocast():
                 samples = list(
                     generate(
@@ -242,6 +265,8 @@ class PairMethod:
                         side=self.held_out.side if self.held_out else None,
                     )
                 )
+            if self.cache is not None:
+                self._encoders_to(torch.device("cpu"))
             folder.mkdir(parents=True, exist_ok=True)
             for number, sample in enumerate(samples):
                 sample.image.save(folder / f"{number:03d}.png")

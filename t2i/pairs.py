@@ -9,7 +9,7 @@ from typing import Any, cast
 from PIL import Image
 
 from palate.errors import UserError
-from palate.readers import PairDataset, PairStream, open_pairs
+from palate.readers import BadRow, PairDataset, PairStream, open_pairs
 from palate.readers.reading import RecordDataset
 from palate.records import Pair
 from palate.training import source
@@ -25,6 +25,19 @@ class Subset(source.Subset[Pair]):
         """Return a pair and its pictures, chosen first."""
         pair, (chosen, rejected) = self.read(index)
         return pair, chosen, rejected
+
+    def listed(self, index: int) -> Pair | None:
+        """Return a pair without decoding its pictures; None where its row is bad and bad rows are left out."""
+        try:
+            return self.dataset.record(self.indices[index])
+        except BadRow as error:
+            if not self.skips:
+                raise UserError(f"{error} Or leave such rows out with --data.on_bad_row skip.") from None
+            return None
+
+    @property
+    def skips(self) -> bool:
+        return self.dataset.on_bad_row == "skip"
 
 
 class PairSource(source.RecordSource[Pair]):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from palate.objectives import Loss
     from palate.records import Pair
+    from t2i.cache import EncodingCache
+    from t2i.families.base import Family
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,8 +53,10 @@ def train(config: T2IConfig, resolved: str) -> Any:
     dual = config.data.captions == "dual"
     fingerprint = {**source.fingerprint, "image": asdict(config.data.image)}
 
+    cache = open_cache(config, family) if config.data.cache else None
+
     def examples(pairs: Pairs, image: ImageConfig) -> PairExamples:
-        return PairExamples(pairs, family, image, config.train.seed, dual=dual)
+        return PairExamples(pairs, family, image, config.train.seed, dual=dual, cache=cache)
 
     still = replace(config.data.image, crop="center", flip=False, caption_dropout=0.0)
     held_out = examples(source.held_out, still) if source.held_out else None
@@ -79,13 +83,37 @@ def train(config: T2IConfig, resolved: str) -> Any:
             eval_batch=config.train.batch_size,
             sample=config.sample,
             entanglement_every=config.objective.entanglement_every,
+            cache=cache,
         )
+    if cache is not None:
+        assert isinstance(data, MapData)
+        everything = [examples for examples in (data.dataset, held_out) if isinstance(examples, PairExamples)]
+        held = {name: getattr(config.data, name) for name in ("held_out", "held_out_path", "held_out_limit")}
+        with explain_memory("filling the cache", config.train):
+            workers = config.train.workers
+            method.fill(everything, {**fingerprint, **held}, batch_size=config.train.batch_size, workers=workers)
     made_of = {"model": asdict(config.model), "objective": asdict(config.objective)}
     made_of["model"].pop("gradient_checkpointing")
     accelerator.print(source.summary())
     outcome = fit(method, data, config, accelerator, fingerprint=made_of, resolved=resolved)
     accelerator.print(source.summary(), f"The model is in {outcome.model}.", sep="\n")
     return outcome
+
+
+def open_cache(config: T2IConfig, family: Family) -> EncodingCache:
+    """Return the cache of a run; raises UserError for what it cannot hold."""
+    from pathlib import Path
+
+    from t2i.cache import EncodingCache
+
+    if config.data.streaming:
+        raise UserError(
+            "--data.cache needs a table, and --data.streaming reads one row after the other. Leave one out."
+        )
+    if config.data.image.crop == "random":
+        raise UserError("--data.cache keeps one crop of each picture: take --data.image.crop center, or no cache.")
+    side = config.data.image.resolution or family.resolution
+    return EncodingCache(Path(config.data.cache), family, side=side, precision=config.train.precision)
 
 
 def build_loss(objective: ObjectiveConfig, available: Mapping[str, bool | str]) -> Loss:

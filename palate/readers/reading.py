@@ -60,13 +60,13 @@ class RecordDataset(Generic[Record]):
         The first visit decodes the images to see; `read` gives them to you instead.
         """
         if self._readable[index]:
-            return self._record(index)
+            return self.record(index)
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Record, list[Image.Image]]:
         """Return record `index` with its pictures as RGB, in the order of the reader. Raises as `self[index]` does."""
         try:
-            record = self._record(index)
+            record = self.record(index)
             pictures = _pictures(self._reader, self.row(index), record)
         except BadRow as error:
             self._tally.bad.setdefault(error.row, error)
@@ -130,7 +130,8 @@ class RecordDataset(Generic[Record]):
     def _good(self) -> int:
         return len(self) - int(np.isin(self._rows, list(self._tally.bad)).sum())
 
-    def _record(self, index: int) -> Record:
+    def record(self, index: int) -> Record:
+        """Return record `index` without looking at its images. Raises BadRow where the row cannot be read."""
         row = self.row(index)
         values = self._source.row(row, self._columns)
         return _build(self._reader, row, self._parts[index], values, self._p_first[index], self._source.rows)

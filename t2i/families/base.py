@@ -34,6 +34,8 @@ class Family(Protocol):
     """The part that is trained (a UNet or a transformer)."""
     lora_targets: Sequence[str]
     """Module names that a LoRA adapter goes on by default."""
+    framed: Sequence[str]
+    """Names in `tokenize`'s result that say where an image was cut from; `encode_text` passes them on as they are."""
     resolution: int
     """Side in pixels of the square images that the model was made for."""
 

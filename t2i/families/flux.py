@@ -26,6 +26,7 @@ class Flux:
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
+    framed: Sequence[str] = ()
 
     def __init__(self, pipeline: FluxPipeline) -> None:
         self.pipeline = pipeline

@@ -24,6 +24,7 @@ class Sana:
 
     name = "sana"
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    framed: Sequence[str] = ()
 
     def __init__(self, pipeline: SanaPipeline) -> None:
         self.pipeline = pipeline

@@ -20,6 +20,7 @@ class StableDiffusionXL:
 
     name = "sdxl"
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    framed: Sequence[str] = ("time_ids",)
 
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
         self.pipeline = pipeline
