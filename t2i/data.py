@@ -6,7 +6,7 @@ Both images of a pair are resized, cropped and flipped alike, and share timestep
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -19,8 +19,10 @@ from torchvision.transforms.v2 import functional as tv
 from palate.errors import UserError
 from palate.randomness import generator, uniform
 from palate.records import Media, Pair
+from palate.tensor_store import TensorStore
 from t2i.cache import EncodingCache
 from t2i.families.base import Conditioning, Family, Frame
+from t2i.reference_cache import ReferenceErrors, error_key
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Example:
     vae_noise: Tensor  # (2, C, h, w)
     p_chosen: float
     score_gap: float
+    reference: Tensor | None = None  # (2,) errors of the reference, from a cache
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Batch:
     vae_noise: Tensor  # (2B, C, h, w)
     p_chosen: Tensor  # (B,)
     score_gap: Tensor  # (B,), NaN where unknown
+    reference: Tensor | None = None  # (2B,) errors of the reference, from a cache
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """Return the batch on a device."""
@@ -134,8 +138,12 @@ class PairExamples(Dataset[Example]):
         *,
         dual: bool,
         cache: EncodingCache | None = None,
+        references: ReferenceErrors | None = None,
+        draws: int = 0,
     ) -> None:
+        """draws: after how many visits a pair's draws come again; 0 never."""
         self.pairs, self.config, self.seed, self.dual, self.cache = pairs, config, seed, dual, cache
+        self.references, self.draws = references, draws
         self.side = config.resolution or family.resolution
         self.latent_shape = family.latent_shape(self.side, self.side)
         self._draw_timestep = family.draw_timestep
@@ -145,13 +153,20 @@ class PairExamples(Dataset[Example]):
 
     def __getitem__(self, place: tuple[int, int | str]) -> Example:
         index, visit = place
+        if self.draws and isinstance(visit, int):
+            visit %= self.draws
+        pair, example = self._at(index, visit)
+        return replace(example, reference=self.references.of(pair, visit)) if self.references else example
+
+    def _at(self, index: int, visit: int | str) -> tuple[Pair, Example]:
         if self.cache is None:
-            return self.example(*self.pairs.decoded(index), visit)
+            pair, chosen, rejected = self.pairs.decoded(index)
+            return pair, self.example(pair, chosen, rejected, visit)
         pair = self._known(index)
         mirrored = self._mirrored(pair, visit)
         first, second = (self.cache.latent(media, mirrored) for media in (pair.chosen, pair.rejected))
         posterior = torch.stack([first.posterior, second.posterior]).float()
-        return self._drawn(pair, visit, None, posterior, (first.frame, second.frame))
+        return pair, self._drawn(pair, visit, None, posterior, (first.frame, second.frame))
 
     def example(self, pair: Pair, chosen: Image.Image, rejected: Image.Image, visit: int | str) -> Example:
         """Return a pair with the draws of its `visit` (a count, or a name for draws outside of training)."""
@@ -230,6 +245,15 @@ class PairExamples(Dataset[Example]):
             raise UserError(f"{error} Or leave such rows out with --data.on_bad_row skip.") from None
         return square.pixels.flip(-1) if mirrored else square.pixels, square.frame
 
+    def unknown(self, index: int, visit: int | str, known: TensorStore) -> tuple[str, Example | None]:
+        """Return the key of a pair's draw, with its example where `known` does not have it."""
+        listed = self.pairs.listed(index)
+        if listed is not None and (key := error_key(listed, visit)) in known:
+            return key, None
+        pair, example = self._at(index, visit)
+        key = error_key(pair, visit)
+        return key, None if key in known else example
+
 
 class Cut(NamedTuple):
     """A square of a picture, and where it was."""
@@ -277,4 +301,5 @@ def collate(examples: Sequence[Example], family: Family, cache: EncodingCache | 
         vae_noise=vae_noise,
         p_chosen=torch.tensor([e.p_chosen for e in examples]),
         score_gap=torch.tensor([e.score_gap for e in examples]),
+        reference=sides("reference"),
     )

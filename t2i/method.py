@@ -30,6 +30,7 @@ from t2i.cache import EncodingCache, complete_cache, encoders_of
 from t2i.data import Batch, Example, PairExamples, collate
 from t2i.diffusion_score import DenoisingErrors, Errors, score
 from t2i.families.base import Conditioning, Family
+from t2i.reference_cache import ReferenceErrors, complete_references
 from t2i.sample import generate
 from t2i.settings import ModelConfig, SampleConfig
 
@@ -62,10 +63,11 @@ class PairMethod:
         sample: SampleConfig | None = None,
         entanglement_every: int = 0,
         cache: EncodingCache | None = None,
+        references: ReferenceErrors | None = None,
     ) -> None:
         self.family, self.loss, self.precision = family, loss, precision
         self.lora = model.tuning == "lora"
-        self.entanglement_every, self.cache = entanglement_every, cache
+        self.entanglement_every, self.cache, self.references = entanglement_every, cache, references
         self.held_out, self.draws, self.eval_batch, self.sample = held_out, draws, eval_batch, sample
         self._fixed: list[tuple[_Inputs, Tensor | None, Tensor]] | None = None
         self._first_error: float | None = None
@@ -88,7 +90,7 @@ class PairMethod:
         if model.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         reference = None
-        if "reference" in loss.needs:
+        if "reference" in loss.needs and references is None:
             reference = Reference(denoiser, "adapter_off" if self.lora else "frozen_copy")
         self._module = DenoisingErrors(family, denoiser, reference)
 
@@ -106,6 +108,8 @@ class PairMethod:
     def step(self, module: nn.Module, batch: Batch, backward: Backward, *, at: int) -> Mapping[str, Tensor]:
         inputs = self._inputs(batch)
         errors: Errors = module(*inputs)
+        if batch.reference is not None:
+            errors = errors._replace(reference=batch.reference)
         slots = _slots(errors)
         loss, report = step_loss(
             self.loss,
@@ -152,14 +156,36 @@ class PairMethod:
 
     # --- what the denoiser is asked ----------------------------------------------------------------------------------
 
-    def fill(self, sources: Sequence[PairExamples], data: Mapping[str, Any], *, batch_size: int, workers: int) -> None:
-        """Complete the cache for these pairs, then take the encoders off the device.
+    def fill(
+        self,
+        training: PairExamples,
+        data: Mapping[str, Any],
+        *,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        """Complete the caches for training and held-out pairs, then take encoders that are done off the device.
 
         data: what makes the pairs these pairs.
         """
-        assert self.cache is not None
-        complete_cache(self.cache, sources, data, batch_size=batch_size, workers=workers, autocast=self._autocast)
-        self._encoders_to(torch.device("cpu"))
+        how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "autocast": self._autocast}
+        sources = [training] if self.held_out is None else [training, self.held_out]
+        if self.cache is not None:
+            complete_cache(self.cache, sources, data, **how)
+            self._encoders_to(torch.device("cpu"))
+        if self.references is not None:
+            draws: list[list[int | str]] = [[*range(training.draws)], [f"held-out {n}" for n in range(self.draws)]]
+            module = self._module.eval()
+            complete_references(
+                self.references,
+                sources,
+                draws[: len(sources)],
+                {**data, "draws": [training.draws, self.draws]},
+                errors=lambda batch: module(*self._inputs(batch), with_reference=False).policy,
+                collate=self.collate,
+                **how,
+            )
+            module.train()
 
     def _encoders_to(self, device: torch.device) -> None:
         for part in encoders_of(self.family):
@@ -242,7 +268,8 @@ class PairMethod:
             examples = [self.held_out[place] for place in mine[begin : begin + self.eval_batch]]
             batch = self.collate(examples).to(state.device)
             inputs = self._inputs(batch)
-            yield inputs, module(*inputs).reference, batch.p_chosen
+            known = batch.reference if self.references else module(*inputs).reference
+            yield inputs, known, batch.p_chosen
 
     def _draw(self, folder: Path) -> Report:
         """Draw the fixed prompts at fixed seeds into `folder`, on the main process."""

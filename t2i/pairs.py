@@ -61,10 +61,17 @@ class PairSource(source.RecordSource[Pair]):
 
     contents = groups
 
-    def available(self) -> dict[str, bool | str]:
-        """Say what an objective may need and these data have (see `palate.objectives.build`)."""
-        given = ("reference", "live_reference", "predictions", "inner_products")
-        return {**dict.fromkeys(given, True), **self.data_available()}
+    def available(self, *, live: bool = True) -> dict[str, bool | str]:
+        """Say what an objective may need and these data have (see `palate.objectives.build`).
+
+        live: whether a reference runs beside the policy.
+        """
+        given: dict[str, bool | str] = dict.fromkeys(
+            ("reference", "live_reference", "predictions", "inner_products"), True
+        )
+        if not live:
+            given["live_reference"] = "not with --reference.kind cached"
+        return {**given, **self.data_available()}
 
     @property
     def fingerprint(self) -> dict[str, Any]:

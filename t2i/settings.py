@@ -66,6 +66,18 @@ class DrawsConfig(EvalConfig):
 
 
 @dataclass
+class ReferenceConfig:
+    """Where the reference's errors come from."""
+
+    kind: Literal["online", "cached"] = "online"
+    """online: computed beside the policy at every step; cached: computed once, before training, and kept on disk."""
+    folder: str = ""
+    """cached: folder of the errors, which several runs may share; empty is `reference` in the run's folder."""
+    draws: PositiveInt = 8
+    """cached: draws of timestep and noise that are kept for each pair; visits take them in turn."""
+
+
+@dataclass
 class T2IConfig(LoopConfig):
     """Preference training of a text-to-image model."""
 
@@ -73,4 +85,5 @@ class T2IConfig(LoopConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from palate.records import Pair
     from t2i.cache import EncodingCache
     from t2i.families.base import Family
+    from t2i.reference_cache import ReferenceErrors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,15 +49,22 @@ def train(config: T2IConfig, resolved: str) -> Any:
     accelerator = start_accelerator(config)
     source = PairSource(config.data)
     source.require_captions()
-    loss = build_loss(config.objective, source.available())
+    cached = config.reference.kind == "cached"
+    loss = build_loss(config.objective, source.available(live=not cached))
     family = load_family(config.model.path)
     dual = config.data.captions == "dual"
     fingerprint = {**source.fingerprint, "image": asdict(config.data.image)}
 
     cache = open_cache(config, family) if config.data.cache else None
+    references = open_references(config, family) if cached and "reference" in loss.needs else None
+    draws = config.reference.draws if references else 0
+    if references:
+        fingerprint["reference draws"] = draws
 
     def examples(pairs: Pairs, image: ImageConfig) -> PairExamples:
-        return PairExamples(pairs, family, image, config.train.seed, dual=dual, cache=cache)
+        return PairExamples(
+            pairs, family, image, config.train.seed, dual=dual, cache=cache, references=references, draws=draws
+        )
 
     still = replace(config.data.image, crop="center", flip=False, caption_dropout=0.0)
     held_out = examples(source.held_out, still) if source.held_out else None
@@ -84,14 +92,18 @@ def train(config: T2IConfig, resolved: str) -> Any:
             sample=config.sample,
             entanglement_every=config.objective.entanglement_every,
             cache=cache,
+            references=references,
         )
-    if cache is not None:
-        assert isinstance(data, MapData)
-        everything = [examples for examples in (data.dataset, held_out) if isinstance(examples, PairExamples)]
+    if cache or references:
+        assert isinstance(data, MapData) and isinstance(data.dataset, PairExamples)
         held = {name: getattr(config.data, name) for name in ("held_out", "held_out_path", "held_out_limit")}
         with explain_memory("filling the cache", config.train):
-            workers = config.train.workers
-            method.fill(everything, {**fingerprint, **held}, batch_size=config.train.batch_size, workers=workers)
+            method.fill(
+                data.dataset,
+                {**fingerprint, **held},
+                batch_size=config.train.batch_size,
+                workers=config.train.workers,
+            )
     made_of = {"model": asdict(config.model), "objective": asdict(config.objective)}
     made_of["model"].pop("gradient_checkpointing")
     accelerator.print(source.summary())
@@ -114,6 +126,23 @@ def open_cache(config: T2IConfig, family: Family) -> EncodingCache:
         raise UserError("--data.cache keeps one crop of each picture: take --data.image.crop center, or no cache.")
     side = config.data.image.resolution or family.resolution
     return EncodingCache(Path(config.data.cache), family, side=side, precision=config.train.precision)
+
+
+def open_references(config: T2IConfig, family: Family) -> ReferenceErrors:
+    """Return the cache of a run's reference errors; `family` must not be tuned yet."""
+    from pathlib import Path
+
+    from t2i.reference_cache import ReferenceErrors
+
+    if config.data.streaming:
+        raise UserError("--reference.kind cached needs a table, and --data.streaming reads one row after the other.")
+    settings = {
+        "image": asdict(config.data.image),
+        "captions": config.data.captions,
+        "precision": config.train.precision,
+        "seed": config.train.seed,
+    }
+    return ReferenceErrors(Path(config.reference.folder or Path(config.out) / "reference"), family, settings)
 
 
 def build_loss(objective: ObjectiveConfig, available: Mapping[str, bool | str]) -> Loss:

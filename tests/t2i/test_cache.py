@@ -55,7 +55,7 @@ def filled(family: Family, folder: Path, pairs: Any, config: ImageConfig = WILD,
     """Return a filled cache, read anew."""
     cache = EncodingCache(folder, family, side=16, precision="fp32")
     method = PairMethod(family, loss_of(Term("dpo")), ModelConfig(), "fp32", cache=cache)
-    method.fill([examples_of(family, pairs, config)], {"pairs": how.get("name", "these")}, batch_size=3, workers=0)
+    method.fill(examples_of(family, pairs, config), {"pairs": how.get("name", "these")}, batch_size=3, workers=0)
     return cache
 
 
