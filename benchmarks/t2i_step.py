@@ -1,0 +1,347 @@
+"""A step of Diffusion-DPO measured against the way of diffusers' research script: `python -m benchmarks.t2i_step`.
+
+The script (examples/research_projects/diffusion_dpo in diffusers, restated here) encodes both images and the caption at
+every step, predicts for both images in one forward, and takes the LoRA off for the reference. Both sides train the same LoRA
+on the same random weights with the same AdamW, batch and precision. The script's pixels and tokens are ready before;
+what palate reads from its caches it reads within the step. On a CPU the model is small, the clock is processor time on one
+thread, and the memory is the peak of a process of its own, libraries and weights included; on a GPU the model has the
+shape of Stable Diffusion 1.5 in bf16, the clock is the wall's, and the memory is what torch allocated at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import held, machine, peak, write_section
+
+TITLE = "## Text-to-image steps"
+CASES = {
+    "script": "the script's way",
+    "online": "palate, no cache",
+    "latents": "palate, cached latents and texts",
+    "reference": "palate, cached reference too",
+    "small": "palate, cached reference, gradient checkpointing",
+}
+AIMS = {
+    "script": ("", ""),
+    "online": ("", ""),
+    "latents": (">= 1.5", "<= 1"),
+    "reference": ("1.25 x the line above", ""),
+    "small": ("", "<= 0.6"),
+}
+RANK = 8
+BETA = 5000.0
+Step = Callable[[int], None]
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.t2i_step", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs in the batch (default: 4)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not (default: 5)")
+    parser.add_argument("--write", action="store_true", help="write the section of benchmarks/RESULTS.md")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    args = parser.parse_args(list(argv))
+    if args.case:
+        print(json.dumps(_measure(args)))
+        return
+    if not args.device:
+        import torch
+
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = {case: _in_its_own_process(case, args) for case in CASES}
+    trained = {one["trained"] for one in found.values()}
+    losses = [one["loss"] for one in found.values()]
+    if len(trained) > 1 or max(losses) - min(losses) > 1e-3:
+        raise SystemExit(f"These do not do the same work: {trained} trained weights, first losses {losses}.")
+    lines = _table(found)
+    print("\n".join(lines))
+    if args.write:
+        write_section(TITLE, "\n".join([_head(args, found), "", *lines]))
+
+
+def _in_its_own_process(case: str, args: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.t2i_step", "--case", case, "--device", args.device]
+    made = subprocess.run(
+        [*command, "--pairs", str(args.pairs), "--steps", str(args.steps)], capture_output=True, text=True
+    )
+    if made.returncode:
+        raise SystemExit(f"{CASES[case]} failed:\n{made.stderr[-3000:]}")
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+def _table(found: dict[str, dict[str, Any]]) -> list[str]:
+    script = found["script"]
+    lines = [
+        "| | pairs/s | x the script | aim | peak memory, GiB | x the script | aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, one in found.items():
+        speed, memory = (one[key] / script[key] for key in ("pairs_per_second", "memory"))
+        lines.append(
+            f"| {CASES[case]} | {one['pairs_per_second']:.3g} | {speed:.2f} | {AIMS[case][0]} | {one['memory']:.2f} | "
+            f"{memory:.2f} | {AIMS[case][1]} |"
+        )
+    further = found["reference"]["pairs_per_second"] / found["latents"]["pairs_per_second"]
+    over = {case: one["memory"] - one["before"] for case, one in found.items()}
+    return [
+        *lines,
+        "",
+        f"The cached reference is {further:.2f} times as fast as cached latents and texts alone.",
+        "Memory above what the process held before the first step, x the script: "
+        + ", ".join(f"{CASES[case]} {over[case] / over['script']:.2f}" for case in list(CASES)[1:])
+        + ".",
+    ]
+
+
+# --- one case ------------------------------------------------------------------------------------------------------------
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return pairs per second and memory in GiB of one case, of which nothing else ran in this process."""
+    import torch
+
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    pipeline = _stable_diffusion(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        made: tuple[Step, list[Any], list[float]]
+        made = _script(args, pipeline) if args.case == "script" else _palate(args, pipeline, Path(folder))
+        step, parameters, losses = made
+        optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+        clock = time.process_time if args.device == "cpu" else time.perf_counter
+        times = []
+        before = held(args.device)
+        for number in range(1 + args.steps):
+            start = clock()
+            step(number)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(clock() - start)
+    return {
+        "pairs_per_second": args.pairs / statistics.median(times[1:]),
+        "memory": peak(args.device),
+        "before": before,
+        "loss": losses[0],
+        "trained": sum(p.numel() for p in parameters),
+        "model": sum(p.numel() for p in pipeline.unet.parameters()),
+    }
+
+
+def _stable_diffusion(device: str) -> Any:
+    """Return a random Stable Diffusion: 1.5's shape on a GPU, on a CPU a quarter of its widths and half of its side."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from palate.toy.tokens import make_tokenizer
+
+    small = device == "cpu"
+    part, side = (4, 256) if small else (1, 512)
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 77
+    text = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768 // part,
+        intermediate_size=3072 // part,
+        num_hidden_layers=12,
+        num_attention_heads=12 // part,
+        projection_dim=768 // part,
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+    )
+    with torch.device(device):
+        unet = UNet2DConditionModel(
+            sample_size=side // 8,
+            block_out_channels=tuple(width // part for width in (320, 640, 1280, 1280)),
+            norm_num_groups=32 // part,
+            cross_attention_dim=768 // part,
+            attention_head_dim=8,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=tuple(width // part for width in (128, 256, 512, 512)),
+            layers_per_block=2,
+            norm_num_groups=32 // part,
+            sample_size=side,
+        )
+        encoder = CLIPTextModel(text)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _pairs(count: int, side: int) -> list[tuple[str, Any, Any]]:
+    """Return (prompt, chosen, rejected) of noise images."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(2 * count)]
+    return [(f"a red circle and a blue square {n}", pictures[2 * n], pictures[2 * n + 1]) for n in range(count)]
+
+
+def _palate(args: argparse.Namespace, pipeline: Any, folder: Path) -> tuple[Step, list[Any], list[float]]:
+    """Return palate's step through its method, the trained parameters, and where the losses go."""
+    from contextlib import nullcontext
+
+    import torch
+    from accelerate import PartialState
+
+    from palate.objectives import Loss, Term
+    from palate.records import Media, Pair
+    from t2i.cache import EncodingCache
+    from t2i.data import ImageConfig, PairExamples, PairList
+    from t2i.families.sd import StableDiffusion
+    from t2i.method import PairMethod
+    from t2i.reference_cache import ReferenceErrors
+    from t2i.settings import ModelConfig
+
+    PartialState(cpu=args.device == "cpu")
+    precision: Any = "fp32" if args.device == "cpu" else "bf16"
+    family = StableDiffusion(pipeline)
+    cache = references = None
+    if args.case != "online":
+        cache = EncodingCache(folder / "encodings", family, side=family.resolution, precision=precision)
+    if args.case in ("reference", "small"):
+        references = ReferenceErrors(folder / "errors", family, {})
+    records = [
+        Pair(prompt, Media.image(chosen), Media.image(rejected))
+        for prompt, chosen, rejected in _pairs(args.pairs, family.resolution)
+    ]
+    examples = PairExamples(
+        PairList(records),
+        family,
+        ImageConfig(),
+        0,
+        dual=False,
+        cache=cache,
+        references=references,
+        draws=1 + args.steps,
+    )
+    config = ModelConfig(tuning="lora", lora_rank=RANK, lora_alpha=RANK, gradient_checkpointing=args.case == "small")
+    loss = Loss([Term("dpo", beta=BETA)], modality="diffusion")
+    method = PairMethod(family, loss, config, precision, cache=cache, references=references)
+    module = method.module()
+    if cache or references:
+        method.fill(examples, {}, batch_size=args.pairs, workers=0)
+    losses: list[float] = []
+    ready = (
+        None if cache else [method.collate([examples[n, k] for n in range(args.pairs)]) for k in range(1 + args.steps)]
+    )
+    autocast = torch.autocast("cuda", torch.bfloat16) if args.device == "cuda" else nullcontext()
+
+    def step(number: int) -> None:
+        batch = ready[number] if ready else method.collate([examples[n, number] for n in range(args.pairs)])
+
+        def backward(loss: Any, *, last: bool = True) -> None:
+            loss.backward()
+
+        with autocast:
+            report = method.step(module, batch.to(torch.device(args.device)), backward, at=number)
+        losses.append(float(report["loss"]))
+
+    return step, [p for p in module.parameters() if p.requires_grad], losses
+
+
+def _script(args: argparse.Namespace, pipeline: Any) -> tuple[Step, list[Any], list[float]]:
+    """Return the script's step, the trained parameters, and where the losses go."""
+    from contextlib import nullcontext
+
+    import torch
+    import torch.nn.functional as F
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    unet, vae, encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
+    half = args.device == "cuda"
+    for part in (unet, vae, encoder):
+        part.requires_grad_(False)
+        if half:
+            part.to(torch.bfloat16)
+    unet.add_adapter(
+        LoraConfig(
+            r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]
+        )
+    )
+    if half:
+        cast_training_params(unet, dtype=torch.float32)
+    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    pairs = _pairs(args.pairs, unet.config.sample_size * pipeline.vae_scale_factor)
+    pictures = [torch.cat([pil_to_tensor(image) for image in pair[1:]]).float().div(127.5).sub(1.0) for pair in pairs]
+    pixels = torch.stack(pictures).to(args.device)  # (B, 6, H, W), as the script's collate gives them
+    tokens = pipeline.tokenizer(
+        [pair[0] for pair in pairs], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids.to(args.device)
+    losses: list[float] = []
+    autocast = torch.autocast("cuda", torch.bfloat16) if half else nullcontext()
+
+    def step(number: int) -> None:
+        with torch.no_grad():
+            images = torch.cat(pixels.to(vae.dtype).chunk(2, dim=1))
+            latents = torch.cat(
+                [vae.encode(images[at : at + 8]).latent_dist.sample() for at in range(0, len(images), 8)]
+            )
+            latents = latents * vae.config.scaling_factor
+            noise = torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1)
+            steps = noise_scheduler.config.num_train_timesteps
+            t = torch.randint(steps, (args.pairs,), device=args.device).repeat(2)
+            noisy = noise_scheduler.add_noise(latents, noise, t)
+            states = encoder(tokens)[0].repeat(2, 1, 1)
+        with autocast:
+            predicted = unet(noisy, t, states).sample
+            errors = F.mse_loss(predicted.float(), noise.float(), reduction="none").mean(dim=(1, 2, 3)).chunk(2)
+            unet.disable_adapters()
+            with torch.no_grad():
+                known = unet(noisy, t, states).sample
+                base = F.mse_loss(known.float(), noise.float(), reduction="none").mean(dim=(1, 2, 3)).chunk(2)
+            unet.enable_adapters()
+            inside = -0.5 * BETA * ((errors[0] - errors[1]) - (base[0] - base[1]))
+            loss = -F.logsigmoid(inside).mean()
+        loss.backward()
+        losses.append(loss.item())
+
+    return step, [p for p in unet.parameters() if p.requires_grad], losses
+
+
+def _head(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> str:
+    import diffusers
+    import torch
+
+    cuda = args.device == "cuda"
+    return (
+        f"`python -m benchmarks.t2i_step --device {args.device} --pairs {args.pairs} --steps {args.steps}`, {date.today()}, "
+        f"{machine(args.device)}, torch {torch.__version__}, diffusers {diffusers.__version__}. Stable Diffusion layout, a "
+        f"UNet of {found['script']['model'] / 1e6:.0f}M random weights at {512 if cuda else 256} pixels, LoRA of rank "
+        f"{RANK}, {'bf16; wall' if cuda else 'fp32; processor'} time."
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
