@@ -34,7 +34,7 @@ class Errors(NamedTuple):
     """(2B,) errors of the reference, where there is one and it was asked for."""
     shift: Tensor | None
     """(2B,) mean squared difference of the two predictions over C, H, W."""
-    product: Tensor
+    product: Tensor | None
     """(B,) mean over C, H, W of a winner's residual times its loser's, detached."""
 
 
@@ -47,22 +47,32 @@ class DenoisingErrors(nn.Module):
         self._predict = family.predict
 
     def forward(
-        self, noisy: Tensor, t: Tensor, conditioning: Conditioning, target: Tensor, *, with_reference: bool = True
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        target: Tensor,
+        *,
+        with_reference: bool = True,
+        paired: bool = True,
     ) -> Errors:
         """Return the errors of policy and, where there is one and it is asked for, reference.
 
-        noisy, target: `(2B, C, H, W)`; t: `(2B,)`. Winners come first, then losers.
+        noisy, target: `(2B, C, H, W)`; t: `(2B,)`. Winners come first, then losers; with `paired`
+        False the rows are of one side, and there is no product.
         """
         frozen = None
         if self.reference is not None and with_reference:
             with self.reference.of(self.policy) as model:
                 frozen = self._predict(model, noisy, t, conditioning)
         prediction = self._predict(self.policy, noisy, t, conditioning)
-        residual = (prediction.detach().float() - target.float()).flatten(1)
-        winner, loser = residual.chunk(2)
+        product = None
+        if paired:
+            winner, loser = (prediction.detach().float() - target.float()).flatten(1).chunk(2)
+            product = (winner * loser).mean(1)
         return Errors(
             policy=denoising_error(prediction, target),
             reference=None if frozen is None else denoising_error(frozen, target),
             shift=None if frozen is None else denoising_error(prediction, frozen),
-            product=(winner * loser).mean(1),
+            product=product,
         )

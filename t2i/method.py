@@ -20,6 +20,7 @@ from diffusers.utils import make_image_grid
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from palate.errors import UserError
 from palate.objectives import Loss, by_timestep
 from palate.objectives.scores import ResponseScores
 from palate.training.method import Backward, Report, is_sharded
@@ -66,7 +67,15 @@ class PairMethod:
         references: ReferenceErrors | None = None,
     ) -> None:
         self.family, self.loss, self.precision = family, loss, precision
-        self.lora = model.tuning == "lora"
+        self.lora, self.split_pair = model.tuning == "lora", model.split_pair
+        if self.split_pair and model.lora_dropout:
+            raise UserError(
+                "--model.split_pair computes each error twice, and dropout would change it: set lora_dropout 0."
+            )
+        if self.split_pair and entanglement_every:
+            raise UserError(
+                "--objective.entanglement_every needs both sides' activations: leave --model.split_pair out."
+            )
         self.entanglement_every, self.cache, self.references = entanglement_every, cache, references
         self.held_out, self.draws, self.eval_batch, self.sample = held_out, draws, eval_batch, sample
         self._fixed: list[tuple[_Inputs, Tensor | None, Tensor]] | None = None
@@ -107,9 +116,14 @@ class PairMethod:
 
     def step(self, module: nn.Module, batch: Batch, backward: Backward, *, at: int) -> Mapping[str, Tensor]:
         inputs = self._inputs(batch)
-        errors: Errors = module(*inputs)
+        with torch.no_grad() if self.split_pair else nullcontext():
+            errors: Errors = module(*inputs)
         if batch.reference is not None:
             errors = errors._replace(reference=batch.reference)
+        if self.split_pair:
+            errors = errors._replace(policy=errors.policy.detach().requires_grad_())
+            if errors.shift is not None:
+                errors = errors._replace(shift=errors.shift.detach().requires_grad_())
         slots = _slots(errors)
         loss, report = step_loss(
             self.loss,
@@ -120,8 +134,11 @@ class PairMethod:
             score_gap=batch.score_gap,
             error_product=errors.product,
         )
-        report |= entanglement(self._module.parameters(), slots, every=self.entanglement_every, at=at)
-        backward(loss.mean())
+        if self.split_pair:
+            _backward_in_halves(module, inputs, errors, loss.mean(), backward)
+        else:
+            report |= entanglement(self._module.parameters(), slots, every=self.entanglement_every, at=at)
+            backward(loss.mean())
         with torch.no_grad():
             chosen, rejected = errors.policy.detach().chunk(2)
             nothing = torch.full((), torch.nan, device=chosen.device)
@@ -312,6 +329,37 @@ class PairMethod:
                 break
             distinct.setdefault(self.held_out.pairs.decoded(index)[0].prompt)
         return list(distinct)
+
+
+def _backward_in_halves(module: nn.Module, inputs: _Inputs, errors: Errors, loss: Tensor, backward: Backward) -> None:
+    """Go backward through `loss` with the activations of one side of the pairs at a time.
+
+    errors: of a forward without gradients, as leaves. The chain rule does the rest: with the loss's gradient by each error
+    known, the weights' gradient is the sum over the errors, each computed again.
+    """
+    leaves = [errors.policy] if errors.shift is None else [errors.policy, errors.shift]
+    by_error, by_shift = (*torch.autograd.grad(loss, leaves, allow_unused=True), None)[:2]
+    for half in range(2):
+
+        def mine(tensor: Tensor, half: int = half) -> Tensor:
+            return tensor.chunk(2)[half]
+
+        conditioning = {name: mine(tensor) for name, tensor in inputs.conditioning.items()}
+        again: Errors = module(
+            mine(inputs.noisy),
+            mine(inputs.t),
+            conditioning,
+            mine(inputs.target),
+            with_reference=by_shift is not None,
+            paired=False,
+        )
+        surrogate = torch.zeros_like(again.policy).sum()
+        if by_error is not None:
+            surrogate = surrogate + (mine(by_error) * again.policy).sum()
+        if by_shift is not None:
+            assert again.shift is not None
+            surrogate = surrogate + (mine(by_shift) * again.shift).sum()
+        backward(surrogate, last=half == 1)
 
 
 def _slots(errors: Errors) -> dict[str, ResponseScores]:

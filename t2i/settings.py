@@ -30,6 +30,8 @@ class ModelConfig:
     """Names of the modules that get an adapter; empty takes the family's attention projections."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    split_pair: bool = False
+    """Backward through one side of the pairs after the other: half of the activations, one more forward, same gradients."""
 
 
 @dataclass

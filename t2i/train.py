@@ -105,7 +105,8 @@ def train(config: T2IConfig, resolved: str) -> Any:
                 workers=config.train.workers,
             )
     made_of = {"model": asdict(config.model), "objective": asdict(config.objective)}
-    made_of["model"].pop("gradient_checkpointing")
+    for name in ("gradient_checkpointing", "split_pair"):  # they change memory, not results
+        made_of["model"].pop(name)
     accelerator.print(source.summary())
     outcome = fit(method, data, config, accelerator, fingerprint=made_of, resolved=resolved)
     accelerator.print(source.summary(), f"The model is in {outcome.model}.", sep="\n")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
+from palate.errors import UserError
 from palate.objectives import Loss, Term, build
 from t2i.data import Batch, ImageConfig, PairExamples, PairList
 from t2i.diffusion_score import DenoisingErrors
@@ -30,7 +31,7 @@ def loss_of(*terms: Term, beta: float | None = None) -> Loss:
 
 
 def method_and_batch(pipeline: StableDiffusionPipeline, loss: Loss, model: ModelConfig) -> tuple[PairMethod, Batch]:
-    """Return a method whose policy has moved away from its reference, and a batch of three pairs."""
+    """Return a method whose policy has moved away from its reference, and a batch of five pairs."""
     family = StableDiffusion(pipeline)
     method = PairMethod(family, loss, model, "fp32")
     method.module().train()  # as the loop does
@@ -39,8 +40,8 @@ def method_and_batch(pipeline: StableDiffusionPipeline, loss: Loss, model: Model
         for group in method.parameter_groups():
             for parameter in group["params"]:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-    examples = PairExamples(PairList(noise_pairs(3)), family, ImageConfig(), seed=5, dual=False)
-    return method, method.collate([examples[index, 0] for index in range(3)])
+    examples = PairExamples(PairList(noise_pairs(5)), family, ImageConfig(), seed=5, dual=False)
+    return method, method.collate([examples[index, 0] for index in range(5)])
 
 
 def errors_by_hand(denoiser: nn.Module, batch: Batch, prediction: str) -> Tensor:
@@ -169,6 +170,57 @@ def test_gradient_checkpointing_changes_nothing(tuning: Any) -> None:
     for plain, recomputed in zip(*found, strict=True):
         if plain is not None:
             torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("terms", [[Term("dpo"), Term("sft", weight=0.1)], [Term("dspo")], [Term("bco")]], ids=str)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_one_side_after_the_other_gives_the_same_gradients(terms: list[Term], tuning: Any) -> None:
+    """For a sum of losses, for one that compares predictions, and for one that looks at the whole batch."""
+    found, reports = [], []
+    for split in (False, True):
+        model = ModelConfig(tuning=tuning, lora_rank=4, split_pair=split)
+        method, batch = method_and_batch(tiny_sd(), loss_of(*terms, beta=10.0), model)
+        reports.append(method.step(method.module(), batch, lambda loss, last=True: loss.backward(), at=0))
+        found.append([p.grad for p in method.module().parameters() if p.requires_grad])
+    assert reports[0].keys() == reports[1].keys()
+    assert float(reports[0]["loss"]) == pytest.approx(float(reports[1]["loss"]), abs=1e-5)
+    for whole, halves in zip(*found, strict=True):
+        if whole is not None:
+            torch.testing.assert_close(whole, halves, rtol=1e-3, atol=1e-5)
+
+
+def test_splitting_keeps_one_side_s_activations() -> None:
+    """What autograd saves at most at once, counted by its hooks: about half."""
+    most = []
+    for split in (False, True):
+        method, batch = method_and_batch(tiny_sd(), loss_of(Term("dpo")), ModelConfig(split_pair=split))
+        held = {"now": 0, "most": 0}
+
+        def pack(tensor: torch.Tensor, held: dict[str, int] = held) -> torch.Tensor:
+            held["now"] += tensor.nbytes
+            held["most"] = max(held["most"], held["now"])
+            return tensor
+
+        def backward(loss: torch.Tensor, *, last: bool = True, held: dict[str, int] = held) -> None:
+            loss.backward()
+            held["now"] = 0
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            method.step(method.module(), batch, backward, at=0)
+        most.append(held["most"])
+    assert most[1] < 0.7 * most[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "how", "words"),
+    [
+        (ModelConfig(tuning="lora", lora_dropout=0.1, split_pair=True), {}, "set lora_dropout 0"),
+        (ModelConfig(split_pair=True), {"entanglement_every": 5}, "leave --model.split_pair out"),
+    ],
+)
+def test_what_splitting_cannot_do_is_refused(model: ModelConfig, how: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PairMethod(StableDiffusion(tiny_sd()), loss_of(Term("dpo")), model, "fp32", **how)
 
 
 def test_a_loss_without_reference_holds_no_second_model() -> None:
