@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("apps.export", "write an arena's votes as training pairs, or its whole log"),
     "enter": ("apps.enter", "add a model to an arena as a challenger"),
     "board": ("apps.board", "compute the arena's board again from an exported log of votes"),
+    "captions": ("apps.captions", "give each image of a pair a caption of its own (DCPO)"),
+    "doctor": ("apps.doctor", "examine preference data, against a model, before they are trained on"),
     "build": ("apps.build", "make rejected answers for a vision-language model's preference data"),
     "eval": (
         "apps.evaluate",
