@@ -3,7 +3,7 @@
     python -m apps.prove --out runs/prove --write docs/proofs.md
 
 A run that is done is not run again, so the command resumes; it exits with 1 where a claim does not hold. With `--only`
-the other section of the page stays as it is.
+the other sections of the page stay as they are.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apps import prove_t2i, prove_vlm
+from apps import prove_rewards, prove_t2i, prove_vlm
 from apps.trials import add_setting, commits, made_with, setting_of
 from palate.errors import run
 
 TITLE = "# Proofs on the toy world"
-HEADINGS = {"t2i": "Text to image", "vlm": "Vision-language"}
+HEADINGS = {"t2i": "Text to image", "vlm": "Vision-language", "rewards": "Reward models"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, print every seed, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m apps.prove", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
-    parser.add_argument("--only", choices=tuple(HEADINGS), help="run one section (default: both)")
+    parser.add_argument("--only", choices=tuple(HEADINGS), help="run one section (default: all)")
     add_setting(parser, "runs/prove")
     args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     sections: dict[str, list[str]] = {}
@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         bad = prove_vlm.failed(told, args.seeds)
         words = [claim.words for claim in prove_vlm.CLAIMS]
         sections["vlm"] = section(told, prove_vlm.table(told, args.seeds), words, bad)
+        failures += bad
+    if args.only in (None, "rewards"):
+        learned = prove_rewards.run(args.out / "rewards", args.seeds, args.jobs)
+        bad = prove_rewards.failed(learned, args.seeds)
+        words = [claim.words for claim in prove_rewards.CLAIMS]
+        sections["rewards"] = section(learned, prove_rewards.table(learned, args.seeds), words, bad)
         failures += bad
     if args.write:
         old = args.write.read_text(encoding="utf-8") if args.write.exists() else ""

@@ -1,146 +1,188 @@
-"""The long proof of the learned scorer: trained on the toy's votes, how near does it come to the taste behind them?
+"""The section of the proofs on reward models: a scorer that learns from votes comes near the taste behind them.
 
-    python -m apps.prove_rewards --out runs/prove_rewards --write docs/proofs-rewards.md
-
-Votes are cast on rendered battles; the scorer starts as the toy's model, which knows captions and no taste. It is judged by
-votes on new battles, of prompts that it was trained on and of prompts that no part of it has seen. A run that is done is
-not run again; the command exits with 1 where the claim does not hold.
+The scorer starts as the toy's model, which knows captions and no taste. It is judged by votes on new battles, of prompts
+that it was trained on and of prompts that no part of it has seen.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from palate.errors import run
+from apps.trials import Setting, Trial, commit, estimate_of, side_by_side
+from palate.errors import UserError
 from palate.statistics import Estimate
 
-SHARE = 0.9
-"""What the learned scorer must reach of the accuracy that the hidden taste has."""
-TESTS = {"new battles": ("train", 1000), "new prompts": ("held_out", 0)}
+if TYPE_CHECKING:
+    from palate.toy.grammar import Split
+
+TRIAL = Trial("Learned scorer", "toy/rewards", ("--train.steps", "750"))
+BATTLES, HELD_OUT, VOTES = 16_000, 1000, 5
+TESTS: Mapping[str, tuple[Split, int]] = {"new battles": ("train", 1000), "new prompts": ("held_out", 0)}
 """Held-out votes -> (split of the prompts, what is added to the seed of the battles)."""
 SCORERS = ("learned", "toy", "toy-taste")
+SHARE = 0.9
+"""What the learned scorer must reach of the hidden taste's accuracy."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One seed under one test."""
+    """Accuracies of one seed, and what made them."""
 
-    seed: int
+    accuracy: Mapping[str, Mapping[str, Estimate]]
+    """Test -> scorer -> accuracy."""
+    seconds: float
+    """Seconds of training, evaluations included."""
+    made_of: Mapping[str, Any]
+    """The commit, and what the trial was told."""
+
+    def share(self, test: str) -> float:
+        """Return the learned scorer's accuracy as a share of the hidden taste's."""
+        found = self.accuracy[test]
+        return found["learned"].value / found["toy-taste"].value
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        accuracy = {test: {name: e.as_dict() for name, e in found.items()} for test, found in self.accuracy.items()}
+        path.write_text(json.dumps({**vars(self), "accuracy": accuracy}), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read what `write` wrote."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = {test: {n: estimate_of(e) for n, e in found.items()} for test, found in data["accuracy"].items()}
+        return cls(**{**data, "accuracy": accuracy})
+
+
+Results = Mapping[str, Sequence[Result]]
+"""Trial name -> one result a seed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that must hold for every seed."""
+
+    words: str
     test: str
-    accuracy: dict[str, Estimate]
-
-    @property
-    def share(self) -> float:
-        """Accuracy of the learned scorer as a share of the hidden taste's."""
-        return self.accuracy["learned"].value / self.accuracy["toy-taste"].value
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, print every seed, and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m apps.prove_rewards", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/prove_rewards"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
-    parser.add_argument("--battles", type=int, default=16_000, help="battles to train on (default: 16000)")
-    parser.add_argument("--steps", type=int, default=750, help="optimiser steps of 64 pairs (default: 750)")
-    parser.add_argument("--test", type=int, default=1000, help="battles of each test (default: 1000)")
-    parser.add_argument("--votes", type=int, default=5, help="votes on each battle (default: 5)")
-    parser.add_argument("--write", type=Path, help="Markdown file to write")
-    args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    results = [result for seed in args.seeds for result in prove(seed, args)]
-    text = page(results, args)
-    print(text)
-    if args.write:
-        args.write.write_text(text, encoding="utf-8")
-    if any(result.share < SHARE for result in results):
-        sys.exit(1)
+CLAIMS = tuple(
+    Claim(f"on {test} the learned scorer reaches at least {SHARE:.0%} of the hidden taste's accuracy", test)
+    for test in TESTS
+)
 
 
-def prove(seed: int, args: argparse.Namespace) -> list[Result]:
-    """Train on the votes of one seed and return the accuracies under each test."""
-    from palate.config import load_config
-    from rewards.settings import RewardConfig
-    from rewards.train import train
-
-    folder = args.out / f"seed-{seed}"
-    votes = cast(folder / "train.parquet", args.battles, seed, "train", args.votes)
-    words = ["--config", "toy/rewards", "--data.path", str(votes), "--out", str(folder / "run"), "--resume", "auto"]
-    words += ["--train.steps", str(args.steps), "--train.seed", str(seed)]
-    outcome = train(*load_config(RewardConfig, words, "rewards.train"))
-    return [judge(seed, test, str(outcome.best), folder, args) for test in TESTS]
+def run(out: Path, seeds: Sequence[int], jobs: int) -> Results:
+    """Run what is missing and return the results."""
+    setting = Setting(out, pairs=BATTLES, held_out=HELD_OUT, jobs=jobs)
+    return side_by_side([TRIAL], seeds, setting, prepare, run_trial, _told)
 
 
-def cast(path: Path, count: int, seed: int, split: str, votes: int) -> Path:
+def failed(results: Results, seeds: Sequence[int]) -> list[str]:
+    """Return what does not hold, by seed."""
+    return [
+        f"seed {seed}: {claim.words}"
+        for claim in CLAIMS
+        for seed, result in zip(seeds, results[TRIAL.name], strict=True)
+        if not result.share(claim.test) >= SHARE
+    ]
+
+
+def table(results: Results, seeds: Sequence[int]) -> list[str]:
+    """Return the lines on how it was done, and the table."""
+    lines = [
+        f"{VOTES} of 50 synthetic voters judge each of {BATTLES:,} rendered battles. The toy's CLIP is trained on their "
+        f"votes by the recipe `{TRIAL.recipe}`, in {TRIAL.overrides[1]} steps; its best model on prompts kept from training "
+        f"is judged by the votes on {HELD_OUT:,} new battles of the same prompts, and as many of prompts that nothing was "
+        "trained on. "
+        "Voters share the hidden taste, each in a mixture of their own and with noise, so that the taste itself does not "
+        "always agree with them: its accuracy is what can be asked for. Majorities that are ties are left out; intervals "
+        "are 95 % and resample prompts. Seeds change the battles, the votes and the training.",
+        "",
+        "| votes on | seed | learned scorer | model that it started from | hidden taste | learned / taste | training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for test in TESTS:
+        for seed, result in zip(seeds, results[TRIAL.name], strict=True):
+            found = " | ".join(str(result.accuracy[test][name]) for name in SCORERS)
+            lines.append(f"| {test} | {seed} | {found} | {100 * result.share(test):.1f} % | {result.seconds:.0f} |")
+    return lines
+
+
+def prepare(seed: int | None, setting: Setting) -> None:
+    """Cast the votes of a seed, those to train on and those of the tests."""
+    if seed is None:
+        return
+    folder = setting.out / f"seed{seed}"
+    cast(folder / "train.parquet", setting.pairs, seed, "train")
+    for test, (split, shift) in TESTS.items():
+        cast(_path(folder, test), setting.held_out, seed + shift, split)
+
+
+def cast(path: Path, count: int, seed: int, split: Split) -> None:
     """Write the votes of a population on rendered battles as pairs, unless the file is there."""
     from palate.readers import write_pairs
     from palate.toy.battles import battles
     from palate.toy.voters import cast_votes, population
     from palate.votes import votes_to_pairs
 
-    if not path.exists():
-        cast = cast_votes(battles(count, seed, split), population(50, 0), seed, votes_per_battle=votes)  # type: ignore[arg-type]
-        pairs, summary = votes_to_pairs(cast, ties="soft")
-        print(summary)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_pairs(pairs, path)
-    return path
+    if path.exists():
+        return
+    votes = cast_votes(battles(count, seed, split), population(50, 0), seed, votes_per_battle=VOTES)
+    pairs, _ = votes_to_pairs(votes, ties="soft")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_pairs(pairs, path)
 
 
-def judge(seed: int, test: str, learned: str, folder: Path, args: argparse.Namespace) -> Result:
-    """Return the accuracies on held-out votes: label ties left out, equal scores half, intervals over prompts."""
+def run_trial(trial: Trial, seed: int, setting: Setting) -> Result:
+    """Train on the votes of one seed and return the accuracies under each test."""
+    from palate.config import load_config
+    from rewards.settings import RewardConfig
+    from rewards.train import train
+
+    folder = setting.out / f"seed{seed}"
+    done = folder / f"{trial.slug}.json"
+    numbers = {"battles": setting.pairs, "held_out": setting.held_out, "votes": VOTES}
+    made_of = {**asdict(trial), "overrides": list(trial.overrides), **numbers}
+    if done.exists():
+        result = Result.read(done)
+        if {**result.made_of, "commit": ""} != {**made_of, "commit": ""}:
+            raise UserError(f"{done} is of another trial. Give another --out.")
+        return result
+    words = ["--config", trial.recipe, "--data.path", str(folder / "train.parquet"), "--out", str(folder / trial.slug)]
+    words += ["--train.cpu", "true", "--train.seed", str(seed), "--resume", "auto", *trial.overrides]
+    began = time.monotonic()
+    outcome = train(*load_config(RewardConfig, words, "rewards.train"))
+    seconds = time.monotonic() - began
+    accuracy = {test: judge(_path(folder, test), str(outcome.best)) for test in TESTS}
+    result = Result(accuracy, seconds, {**made_of, "commit": commit()})
+    result.write(done)
+    return result
+
+
+def judge(votes: Path, learned: str) -> dict[str, Estimate]:
+    """Return each scorer's accuracy on held-out votes: label ties left out, equal scores half, intervals over prompts."""
     from rewards import load_scorer
     from rewards.benchmark.cases import open_cases
     from rewards.benchmark.results import compute
     from rewards.benchmark.scoring import score_cases
 
-    split, shift = TESTS[test]
-    name = test.replace(" ", "-")
-    cases = open_cases(str(cast(folder / f"{name}.parquet", args.test, seed + shift, split, args.votes)))
     scorers = [
         load_scorer(learned, device="cpu", name="learned"),
         load_scorer("toy", device="cpu"),
         load_scorer("toy-taste"),
     ]
-    found = compute(score_cases(cases, scorers, folder / name), "decisive", baselines=[])
-    return Result(seed, test, {row.name: row.accuracy for row in found.rows})
+    scored = score_cases(open_cases(str(votes)), scorers, votes.with_suffix(".scores"))
+    return {row.name: row.accuracy for row in compute(scored, "decisive", baselines=[]).rows}
 
 
-def page(results: Sequence[Result], args: argparse.Namespace) -> str:
-    """Return the page in Markdown."""
-    import torch
-
-    head = "| votes on | seed | learned scorer | model that it started from | hidden taste | learned / taste |"
-    rows = [
-        f"| {r.test} | {r.seed} | {' | '.join(str(r.accuracy[name]) for name in SCORERS)} | {100 * r.share:.1f} % |"
-        for r in results
-    ]
-    holds = "holds" if all(result.share >= SHARE for result in results) else "FAILS"
-    return "\n".join(
-        [
-            "# Proof: a scorer learns the toy's taste from votes",
-            "",
-            f"Written by `python -m apps.prove_rewards` with torch {torch.__version__}, Python {platform.python_version()}, "
-            f"on {'a GPU' if torch.cuda.is_available() else 'a CPU'}.",
-            "",
-            f"{args.votes} of 50 synthetic voters judge each of {args.battles} rendered battles. The toy's CLIP is trained "
-            f"on them for {args.steps} steps of 64 pairs by the recipe `toy/rewards`; its best model on held-out prompts is "
-            f"judged by the votes on {args.test} new battles. Majorities that are ties are left out; intervals resample "
-            "prompts. The hidden taste is what the voters share, each in a mixture of their own and with noise.",
-            "",
-            head,
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            f"- {holds} for every seed: the learned scorer reaches at least {100 * SHARE:.0f} % of the accuracy that the "
-            "hidden taste allows.",
-            "",
-        ]
-    )
+def _path(folder: Path, test: str) -> Path:
+    return folder / f"{test.replace(' ', '-')}.parquet"
 
 
-if __name__ == "__main__":
-    run(main)
+def _told(result: Result) -> str:
+    return ", ".join(f"{result.share(test):.1%} of the taste's accuracy on {test}" for test in TESTS)

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}.")
 
     from apps.score_parts import Parts
-    from apps.score_source import open_source
+    from apps.score_source import open_source, whereabouts
     from rewards import load_scorer
 
     group = _Group()
@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> None:
             f"Two of the scorers call themselves the same: {', '.join(names)}. Score with one of them at a time."
         )
     asked = {s.name: [getattr(s, part, "") for part in ("unit", "weights", "preprocess", "dtype")] for s in scorers}
-    parts = Parts(args.out, source, names, BATCHES_PER_CHUNK * (args.batch_size or BATCH), {"scorers": asked})
+    run = {"path": whereabouts(args.data), "scorers": asked}
+    parts = Parts(args.out, source, names, BATCHES_PER_CHUNK * (args.batch_size or BATCH), run)
     if group.first:
         parts.open()
     group.wait()

@@ -177,6 +177,15 @@ class Pairs:
         return Item(self._pairs.row(index), columns, pair.prompt, (pair.chosen, pair.rejected))
 
 
+def whereabouts(data: str) -> str:
+    """Return what tells apart data that have equal prompts: where they are, and of a file also its size and its age."""
+    path = Path(data).expanduser()
+    if not path.exists():  # on the hub
+        return data
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}" if path.is_file() else str(path.resolve())
+
+
 def _images_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
 

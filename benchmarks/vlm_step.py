@@ -2,8 +2,9 @@
 
 Random weights, 576 image tokens, answers of 100 tokens. Both train the same LoRA on the language model with the same AdamW,
 on the same pairs in one batch that is ready beforehand, in the same precision. On a CPU the model is small, the clock is
-processor time on one thread, and the memory is the peak of a process of its own, libraries and weights included; on a GPU
-the model has LLaVA-1.5-7B's shape in bf16, the clock is the wall's, and the memory is what torch allocated at most.
+processor time on one thread, and the memory is the peak of a process of its own while it steps, libraries and weights
+included; on a GPU the model has LLaVA-1.5-7B's shape in bf16, the clock is the wall's, and the memory is what torch
+allocated at most.
 
 TRL cannot keep reference log-probabilities of image data, so the cached reference too is measured against its usual step.
 """
@@ -12,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,10 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+from benchmarks.measuring import held, machine, peak, write_section
+
 TITLE = "## Vision-language steps"
 CASES = {
     "trl": "TRL DPOTrainer, reference by adapter off",
@@ -53,10 +51,11 @@ def main(argv: Sequence[str]) -> None:
 
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {case: _in_its_own_process(case, args) for case in CASES}
+    _check_equal_work(found)
     lines = _table(found)
     print("\n".join(lines))
     if args.write:
-        _write_section("\n".join([_head(args, found), "", *lines]))
+        write_section(TITLE, "\n".join([_head(args, found), "", *lines]))
 
 
 def _in_its_own_process(case: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -66,6 +65,18 @@ def _in_its_own_process(case: str, args: argparse.Namespace) -> dict[str, Any]:
     if made.returncode:
         raise SystemExit(f"{CASES[case]} failed:\n{made.stderr[-3000:]}")
     return json.loads(made.stdout.splitlines()[-1])
+
+
+def _check_equal_work(found: dict[str, dict[str, Any]]) -> None:
+    """End where the cases do not train equally many weights on equally long rows."""
+    theirs = found["trl"]
+    for case, one in found.items():
+        apart = max(abs(a - b) for a, b in zip(one["tokens"], theirs["tokens"], strict=True))
+        if one["trained"] != theirs["trained"] or apart > 2:  # a template's last space, or an end of turn
+            raise SystemExit(
+                f"{CASES[case]} trains {one['trained']:,} weights on {one['tokens']} tokens (prompt, answer), TRL "
+                f"{theirs['trained']:,} on {theirs['tokens']}: no ratio of these says anything."
+            )
 
 
 def _table(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -107,7 +118,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     times = []
     for number in range(1 + args.steps):
         if number == 0:
-            before = _held(args.device)
+            before = held(args.device)
         start = clock()
         step()
         optimizer.step()
@@ -117,7 +128,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         times.append(clock() - start)
     return {
         "pairs_per_second": args.pairs / statistics.median(times[1:]),
-        "memory": _peak(args.device),
+        "memory": peak(args.device),
         "before": before,
         "tokens": tokens,
         "trained": sum(p.numel() for p in parameters),
@@ -264,40 +275,22 @@ def _trl(args: argparse.Namespace, model: Any, processor: Any) -> tuple[Callable
                 target_modules=r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj",
             ),
         )
+    # What trainer.train() does before its first step.
+    if args.checkpointing:
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    prepared = trainer.accelerator.prepare(trainer.model)  # autocast, where the precision is bf16
     trainer.model.train()
     inputs = trainer.data_collator([dict(row) for row in rows])
     inputs = {name: value.to(args.device) for name, value in inputs.items()}
 
     def step() -> None:
         with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, inputs)
-        loss.backward()
+            loss = trainer.compute_loss(prepared, inputs)
+        trainer.accelerator.backward(loss)
 
     answers = int(inputs["completion_mask"].sum(1).max())
     lengths = [int(inputs["attention_mask"].sum(1).max()) - answers, answers]
     return step, [p for p in trainer.model.parameters() if p.requires_grad], lengths
-
-
-# --- memory and words ----------------------------------------------------------------------------------------------------
-
-
-def _held(device: str) -> float:
-    """Return GiB that are held now."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**30
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**30
-
-
-def _peak(device: str) -> float:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _head(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> str:
@@ -305,7 +298,7 @@ def _head(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> str:
     import transformers
     import trl
 
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"one thread of {_processor()}"
+    device = machine(args.device)
     prompt, answer = found["online"]["tokens"]
     more = " --checkpointing" if args.checkpointing else ""
     return (
@@ -315,20 +308,6 @@ def _head(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> str:
         f"prompts of {prompt} tokens, answers of {answer} (TRL: {found['trl']['tokens'][1]}), "
         f"{'bf16' if args.device == 'cuda' else 'fp32'}; {'wall' if args.device == 'cuda' else 'processor'} time."
     )
-
-
-def _processor() -> str:
-    found = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    )
-    return found[1] if found else platform.machine()
-
-
-def _write_section(text: str) -> None:
-    """Put the section into RESULTS.md, in the place of the one that was there."""
-    page = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    kept = re.sub(rf"\n*{re.escape(TITLE)}\n.*?(?=\n## |\Z)", "", page, flags=re.DOTALL).rstrip()
-    RESULTS.write_text(f"{kept}\n\n{TITLE}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

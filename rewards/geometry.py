@@ -71,14 +71,16 @@ class Geometry:
         import torch
         from PIL import Image
 
+        # Copies and conversions are numpy's: torch would start all cores' threads from each of the decoding threads.
         if self.arithmetic == "float":
-            levels = torch.from_numpy(np.array(picture))[None].permute(0, 3, 1, 2)
-            return self._resize_float(levels.float().div(255).contiguous(memory_format=torch.channels_last))[0]
+            unit = np.asarray(picture, dtype=np.float32) / np.float32(255)
+            return self._resize_float(torch.from_numpy(unit)[None].permute(0, 3, 1, 2))[0]
         plan = self.plan(picture.height, picture.width)
         filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
         small = picture.resize((plan.width, plan.height), filters[self.interpolation])
         levels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-        return _window(levels, plan, self.height, self.width, self.fill).contiguous()
+        kept = _window(levels, plan, self.height, self.width, self.fill)
+        return torch.from_numpy(np.ascontiguousarray(kept.numpy()))
 
     def of_tensor(self, images: Tensor) -> Tensor:
         """Return (B, 3, height, width) float of (B, 3, H, W) from 0 to 1, differentiable, equal to the PIL way."""

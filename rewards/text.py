@@ -36,18 +36,27 @@ class OpenClipTokenizer:
 
         self.version = f"open_clip {open_clip.__version__} {type(tokenizer).__name__} {length}"
         self._tokenizer, self._length = tokenizer, length
+        short = self._ids(["a"])
+        self._padding = short[0, -1]
         # A kind that ends every text with a mark of its own at the last place gives no sign of what it cut off.
-        self._tells = not self._cut(["a"])[1].any()
+        self._tells = not self._changes(["a"], short).any()
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        ids, cut = self._cut(list(prompts))
-        return Tokens(ids, torch.ones_like(ids), cut & self._tells)
+        texts = list(prompts)
+        ids = self._ids(texts)
+        cut = np.zeros(len(texts), dtype=bool)
+        # Two places, since some pad with the end mark. What ends in padding was not cut, and need not be read again.
+        full = np.flatnonzero((ids[:, -2:] != self._padding).any(1).numpy())
+        if self._tells and full.size:
+            cut[full] = self._changes([texts[k] for k in full], ids[full])
+        return Tokens(ids, torch.ones_like(ids), cut)
 
-    def _cut(self, prompts: list[str]) -> tuple[Tensor, np.ndarray]:
-        """Return the ids, and which change when there is room for one more: of those something was cut off."""
-        ids = self._tokenizer(prompts, context_length=self._length)
-        longer = self._tokenizer(prompts, context_length=self._length + 1)
-        return ids, (ids != longer[:, : self._length]).any(1).numpy()
+    def _ids(self, prompts: list[str], room: int = 0) -> Tensor:
+        return self._tokenizer(prompts, context_length=self._length + room)
+
+    def _changes(self, prompts: list[str], ids: Tensor) -> np.ndarray:
+        """Return which prompts have other ids where there is room for one more: of those something was cut off."""
+        return (ids != self._ids(prompts, room=1)[:, : self._length]).any(1).numpy()
 
 
 class TransformersTokenizer:

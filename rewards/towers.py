@@ -111,7 +111,7 @@ class Embedder:
             cut[part] = tokens.truncated
             if self.cache:
                 self.cache.put(
-                    {keys[i]: (b"1" if c else b"0") + _bytes(v) for i, v, c in zip(part, found, tokens.truncated)}
+                    {keys[i]: (b"1" if c else b"0") + _bytes(v) for i, v, c in zip(part, found.cpu(), tokens.truncated)}
                 )
         return unit(vectors.joined()), cut
 
@@ -205,7 +205,7 @@ class Vectors:
 
 
 def _texts(towers: Towers, tokens: Tokens, where: slice) -> Tensor:
-    return towers.texts(Tokens(tokens.ids[where], tokens.mask[where], tokens.truncated[where])).cpu()
+    return towers.texts(Tokens(tokens.ids[where], tokens.mask[where], tokens.truncated[where]))
 
 
 def _bytes(vector: Tensor) -> bytes:

@@ -41,7 +41,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
     (ROOT / "docs").glob("*.md")
 )
 FOLDERS = "palate|rewards|t2i|vlm|apps|configs|tests|docs|benchmarks"
-SCRIPTS = ("apps.prove", "apps.prove_rewards", "apps.objective_table", "palate.toy.make_models")  # run as python -m
+SCRIPTS = ("apps.prove", "apps.objective_table", "palate.toy.make_models")  # run as python -m
 RUN_ELSEWHERE = {"your-own-pairs.md"}  # by tests/palate/test_readers.py
 
 

@@ -183,7 +183,8 @@ def collate(examples: Sequence[Example], encoder: Encoder) -> PairBatch:
     return PairBatch(
         answers=encoder.collate([*chosen, *rejected]),
         apart=bool(rejected),
-        corrupted=encoder.collate(corrupted) if corrupted else None,
+        # Without keys, so that a feature store leaves out images that no other visit shows.
+        corrupted=replace(encoder.collate(corrupted), keys=()) if corrupted else None,
         has_images=torch.tensor([bool(item.images) for item in chosen]),
         p_chosen=torch.tensor([example.p_chosen for example in examples]),
         score_gap=torch.tensor([example.score_gap for example in examples]),

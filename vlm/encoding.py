@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -51,11 +52,14 @@ class Encoder:
         end-of-turn token; nothing is ever cut from the prompt. name: what to call the row in errors.
 
         Raises UserError where the prompt leaves no room for an answer, where images and places differ in number, or where
-        a text holds the model's image token.
+        a text holds the model's image token, or where the processor refuses a picture or the order of turns.
         """
         self._check(messages, images, answers, name)
-        prompt, pixels, image_tokens = self._process(messages, images)
-        tails = self._tails(messages, prompt, answers)
+        try:
+            prompt, pixels, image_tokens = self._process(messages, images)
+            tails = self._tails(messages, prompt, answers)
+        except (ValueError, TemplateError) as error:  # a picture too narrow for the processor, turns out of order
+            raise UserError(f"{name}: the processor of {self.source} refuses it: {error}") from error
         prompt = prompt[: len(prompt) - tails.cut]
         room = self.max_length - len(prompt)
         if room < 1:

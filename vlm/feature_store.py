@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from palate.errors import UserError
 from vlm.loading import Loaded
 
 
@@ -26,7 +27,12 @@ class FeatureStore:
     def __init__(self, folder: Path, loaded: Loaded) -> None:
         """loaded: the model as it was loaded, before it trains or is sharded."""
         self.folder = folder / _hash_of_sight(loaded)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The folder of image features {str(folder)!r} cannot be made: {error.strerror}."
+            ) from error
 
     def get(self, key: str, device: torch.device) -> Tensor | None:
         """Return the features of an image on a device; None where they are not there, or cannot be read."""

@@ -53,6 +53,8 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     shared_prefix: Literal["auto", "on", "off"] = "auto"
     """Compute image and prompt once for both answers; auto tries it on the first batch and says what it found."""
+    features: str = ""
+    """Folder that keeps what the frozen tower and projector make of each image, for all runs; empty keeps nothing."""
     head_chunks: PositiveInt = 8
     """Slices of answer tokens that the vocabulary is applied to, one at a time; more take less memory."""
 

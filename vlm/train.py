@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palate.config import load_config
@@ -48,6 +49,7 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
     from palate.training.loop import explain_memory, fit, start_accelerator
     from vlm.data import PairExamples, PairList
     from vlm.encoding import Encoder
+    from vlm.feature_store import FeatureStore
     from vlm.method import AnswerMethod
     from vlm.objective import Wanted, build_loss
     from vlm.pairs import AnswerSource
@@ -56,6 +58,7 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
     from vlm.scoring import AnswerScores
 
     quiet_libraries()
+    _check_features(config)
     accelerator = start_accelerator(config)
     model, wanted = config.model, config.objective
     recipe = resolve(
@@ -92,10 +95,11 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
         shared = _may_share(config, accelerator, loaded, encoder, first)
     cached = config.reference.kind == "cached"
     cache = open_cache(config, loaded, training, shared=shared) if cached else None
+    store = FeatureStore(Path(model.features), loaded) if model.features else None
     with explain_memory("preparing the model", config.train, how=config):
         _tune(config, loaded)
         live = "reference" in loss.needs and not cached
-        scores = AnswerScores(loaded, with_reference=live, shared=shared, chunks=model.head_chunks)
+        scores = AnswerScores(loaded, with_reference=live, shared=shared, chunks=model.head_chunks, store=store)
     if cache is not None:
         everything = [training, *([held_out] if held_out else [])]
         with explain_memory("computing the reference", config.train, how=config):
@@ -116,12 +120,23 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
         measures=measures,
     )
     made_of = {"model": asdict(model), "objective": asdict(wanted), "reference": asdict(config.reference)}
-    for group, name in (("model", "gradient_checkpointing"), ("model", "head_chunks"), ("reference", "folder")):
+    free = ("gradient_checkpointing", "head_chunks", "features")
+    for group, name in (*(("model", name) for name in free), ("reference", "folder")):
         made_of[group].pop(name)
     accelerator.print(source.summary())
     outcome = fit(method, data, config, accelerator, fingerprint=made_of, resolved=resolved)
     accelerator.print(source.summary(), f"The model is in {outcome.model}.", sep="\n")
     return outcome
+
+
+def _check_features(config: VLMConfig) -> None:
+    """Raise UserError where features of images are to be kept and would grow old."""
+    trained = [part for part in ("projector", "tower") if getattr(config.model, part).tuning != "frozen"]
+    if config.model.features and trained:
+        raise UserError(
+            f"--model.features keeps what tower and projector make of an image, and the {' and the '.join(trained)} would "
+            f"train. Set --model.{trained[0]}.tuning frozen, or leave --model.features out."
+        )
 
 
 def _load(config: VLMConfig, accelerator: Accelerator) -> Loaded:

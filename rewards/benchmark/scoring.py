@@ -10,7 +10,9 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,8 @@ def score_cases(cases: Cases, scorers: Sequence[Scorer], folder: Path, *, chunk:
     files = {"": _File(folder / "cases.jsonl")}
     files |= {name: _File(folder / f"{file_name(name)}.jsonl") for name in names}
     files[""].begin({"data": cases.fingerprint})
-    first = next((case for case in _read(cases, range(len(cases)), None) if case is not None), None)
+    opened = (_taken(cases, number) for number in range(len(cases)))
+    first = next((case for case in opened if isinstance(case, Case)), None)
     if first is None:
         raise UserError(f"None of the cases can be read. {cases.summary()}")
     # One case each, to learn what makes their scores; a scorer that is wrong should fail now.
@@ -118,20 +121,26 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _read(cases: Cases, numbers: Sequence[int], file: _File | None) -> Iterator[Case | None]:
-    """Yield each case, or None where it cannot be read; what people said of it goes into `file`."""
-    for number in numbers:
-        try:
-            case = cases.take(number)
-        except BadRow as error:
-            if file:
-                file.write([{"case": number, "row": error.row, "failed": f"{error.reason}. {error.advice}"}])
-            yield None
-            continue
-        if file:
-            judgement = asdict(case.judgement)
-            file.write([{"case": number, "row": case.row, "prompt": case.prompt, **judgement}])
-        yield case
+def _read(cases: Cases, numbers: Sequence[int], file: _File) -> Iterator[Case | None]:
+    """Yield each case, or None where it cannot be read; what people said of it goes into `file`.
+
+    Cases are opened in threads: the reader of pairs decodes their images.
+    """
+    with ThreadPoolExecutor(thread_name_prefix="read") as pool:
+        for number, found in zip(numbers, pool.map(partial(_taken, cases), numbers), strict=True):
+            if isinstance(found, BadRow):
+                file.write([{"case": number, "row": found.row, "failed": f"{found.reason}. {found.advice}"}])
+                yield None
+            else:
+                file.write([{"case": number, "row": found.row, "prompt": found.prompt, **asdict(found.judgement)}])
+                yield found
+
+
+def _taken(cases: Cases, number: int) -> Case | BadRow:
+    try:
+        return cases.take(number)
+    except BadRow as error:
+        return error
 
 
 def _score(scorers: Sequence[Scorer], cases: Sequence[Case]) -> list[ScoreBatch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from apps.score import main
+from apps.score_source import whereabouts
 from palate.errors import UserError
 from palate.readers import write_pairs
 from palate.records import Media, Pair
@@ -186,6 +188,28 @@ def test_a_stopped_run_of_another_kind_is_not_mixed_in(folder, tmp_path, monkeyp
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("red", "blue"))
     with pytest.raises(UserError, match="data differ"):
         main([*argv, "--batch-size", "1"])
+
+
+def test_a_stopped_run_does_not_go_on_with_other_images_of_the_same_prompts(folder, tmp_path, monkeypatch) -> None:
+    """Two models' folders hold equal metadata; a table that was written anew has equal prompts."""
+    import rewards
+
+    out, other = tmp_path / "scores.parquet", tmp_path / "other"
+    shutil.copytree(folder, other)
+    argv = ["--scorer", "any", "--out", str(out), "--batch-size", "1", "--data"]
+    monkeypatch.setattr(rewards, "load_scorer", lambda name, **options: Interrupted(killed_in=2))
+    with pytest.raises(MemoryError):
+        main([*argv, str(folder)])
+    with pytest.raises(UserError, match="path differ"):
+        main([*argv, str(other)])
+    monkeypatch.setattr(rewards, "load_scorer", lambda name, **options: Interrupted(killed_in=0))
+    main([*argv, str(folder / ".." / folder.name)])  # the same folder by another name
+    table = tmp_path / "table.parquet"
+    table.write_bytes(out.read_bytes())
+    before = whereabouts(str(table))
+    os.utime(table, ns=(1, 1))
+    assert whereabouts(str(table)) != before
+    assert whereabouts("owner/name@main") == "owner/name@main"
 
 
 def test_failures_survive_the_stop(folder, tmp_path, monkeypatch, capsys) -> None:

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-ARCHITECTURE = "Tiny-For-Test"
+ARCHITECTURE = "Tiny-Published"
 MODEL = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 24, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},

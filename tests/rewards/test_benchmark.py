@@ -20,7 +20,7 @@ from palate.votes import votes_to_pairs
 from rewards import ImageLike, ScoreBatch
 from rewards.benchmark.baselines import PromptLength, baselines
 from rewards.benchmark.bootstrap import Bootstrap
-from rewards.benchmark.cases import Judgement, open_cases
+from rewards.benchmark.cases import Case, Cases, Judgement, open_cases
 from rewards.benchmark.page import lines
 from rewards.benchmark.results import ceiling, compare_all, compute
 from rewards.benchmark.scoring import Scored, file_name, score_cases
@@ -260,6 +260,23 @@ def test_a_killed_run_goes_on_where_it_stood(votes: Path, tmp_path: Path, monkey
     Red.seen.clear()
     score_cases(cases, [Red(), PromptLength()], tmp_path / "cut", chunk=4)
     assert Red.seen == [2]  # another scorer beside it costs it nothing
+
+
+def test_a_file_is_decoded_once_for_all_scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cases of two files: two decodings to learn what makes the scores, then four, however many scorers look."""
+    files = []
+    for number in range(4):
+        Image.new("RGB", (8, 8), (40 * number, 9, 9)).save(tmp_path / f"{number}.png")
+        files.append(Media.image(tmp_path / f"{number}.png"))
+    decoded: list[Media] = []
+    real = Media.decode
+    monkeypatch.setattr(Media, "decode", lambda self: (decoded.append(self), real(self))[1])
+
+    def take(k: int) -> Case:
+        return Case(k, f"p{k}", tuple(files[2 * k : 2 * k + 2]), Judgement((1.0, 0.0)))
+
+    found = score_cases(Cases("x", "decisive", ["p0", "p1"], take, "", lambda: ""), baselines(), tmp_path / "out")
+    assert len(decoded) == 6 and all(np.isfinite(v).all() for rows in found.values.values() for v in rows)
 
 
 def test_other_weights_are_scored_anew(votes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,3 +42,30 @@ def test_an_end_mark_at_a_fixed_place_tells_nothing() -> None:
         return ids
 
     assert not OpenClipTokenizer(fixed, 8)(["a", "b"]).truncated.any()
+
+
+def test_only_prompts_that_fill_the_length_are_read_twice() -> None:
+    """Padding at the last two places says that nothing was cut."""
+    lengths: list[tuple[int, int]] = []
+    simple = open_clip.SimpleTokenizer()
+
+    def counted(prompts, context_length):
+        lengths.append((len(prompts), context_length))
+        return simple(prompts, context_length)
+
+    tokenizer = OpenClipTokenizer(counted, 8)
+    lengths.clear()
+    assert tokenizer(["a", "word " * 6, "word " * 7]).truncated.tolist() == [False, False, True]
+    assert tokenizer(["a", "b"]).truncated.tolist() == [False, False]
+    assert lengths == [(3, 8), (2, 9), (2, 8)]
+
+
+def test_a_tokenizer_that_pads_with_the_end_mark_tells_too() -> None:
+    simple = open_clip.SimpleTokenizer()
+
+    def padded(prompts, context_length):
+        ids = simple(prompts, context_length)
+        return torch.where(ids == 0, simple.eot_token_id, ids)
+
+    found = OpenClipTokenizer(padded, 8)(["a", "word " * 5, "word " * 6, "word " * 7])
+    assert found.truncated.tolist() == [False, False, False, True]

@@ -210,3 +210,14 @@ def test_a_chat_model_without_its_template_is_refused(tiny: Callable[..., Loaded
     loaded.processor.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         Encoder(loaded, max_length=400)
+
+
+def test_what_the_processor_refuses_names_the_row(tiny: Callable[..., Loaded]):
+    """A template that raises, as many do where turns are out of order; and a picture of no height for its tiles."""
+    encoder = Encoder(tiny("llava"), max_length=400)
+    encoder.processor.chat_template = "{{ raise_exception('turns must alternate') }}"
+    with pytest.raises(UserError, match="pair 7: the processor of .* refuses it: turns must alternate"):
+        encoder.encode(question(images=0), [], ["a cat"], name="pair 7")
+    encoder = Encoder(tiny("qwen2_vl"), max_length=4000)
+    with pytest.raises(UserError, match="pair 8: the processor of .* refuses it: .*aspect ratio"):
+        encoder.encode(question(), [picture(0, (2000, 4))], ["a cat"], name="pair 8")

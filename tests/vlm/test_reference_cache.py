@@ -45,6 +45,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cached_is_online(way: str, tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
     """Without a random corruption the draws are the same too, and weights agree to rounding; with one, draw by draw."""
     common = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "checkpoint.every": 0, **WAYS[way]}
+    common["optim.eps"] = 1e-3  # rounding stays rounding: Adam's 1e-8 blows it up to whole steps
     run_in_process({**common, "out": str(tmp_path / "cached"), "reference.kind": "cached"})
     draws = {name: v for name, v in common.items() if not name.startswith("reference.")}
     if "mdpo" in way:  # visit 2 takes draw 0 again; what is compared are the first two visits, 24 pairs of 3 a step
@@ -55,7 +56,8 @@ def test_cached_is_online(way: str, tiny_folder: Callable[[str], Path], pairs: P
             for name in mine.keys() - {"time", "items_per_second", "kind", *SIGNS}:
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=2e-5), (kind, mine["step"], name)
     difference = largest_difference(weights(tmp_path / "cached" / "model"), weights(tmp_path / "online" / "model"))
-    assert difference < 2e-2, "Adam's first steps blow rounding up where a gradient is nearly zero"
+    print(f"cached against online: {difference:.1e}")
+    assert difference < 1e-4
 
 
 def test_a_filled_cache_is_not_computed_again(

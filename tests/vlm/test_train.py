@@ -195,3 +195,32 @@ def test_a_quantised_base_with_an_adapter_trains(tiny_folder: Callable[[str], Pa
     )
     assert all(row["grad_norm"] > 1e-4 for row in rows(tmp_path / "run", "train"))
     assert rows(tmp_path / "run", "eval")[0]["eval/margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_features_are_kept_between_runs_and_change_nothing(
+    tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
+):
+    """Pairs 0 and 1 show one image each; mDPO's crops, which no other visit shows, are not kept."""
+    kept = tmp_path / "features"
+    settings = {
+        "model.path": str(tiny_folder("llava")),
+        "data.path": str(pairs),
+        "data.limit": 2,
+        "data.held_out": 0,
+        "objective.recipe": "mdpo",
+        "model.projector.tuning": "frozen",
+    }
+    losses, files = {}, {}
+    for name, features in (("without", ""), ("first", str(kept)), ("second", str(kept))):
+        out = tmp_path / name
+        run_in_process({**settings, "model.features": features, "out": str(out)})
+        losses[name] = [row["loss"] for row in rows(out, "train")]
+        files[name] = {file: file.stat().st_mtime_ns for file in kept.rglob("*.safetensors")}
+    assert losses["first"] == pytest.approx(losses["without"], abs=1e-5)
+    assert losses["second"] == losses["first"]
+    assert len(files["first"]) == 2 and files["second"] == files["first"]
+
+
+def test_features_of_parts_that_train_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="the projector would train. Set --model.projector.tuning frozen"):
+        run_in_process({"model.path": "toy:vlm", "data.path": "x.parquet", "model.features": str(tmp_path)})
