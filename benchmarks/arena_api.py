@@ -1,16 +1,19 @@
-"""How many durable votes a second the arena's API takes, and how long a voter waits for the reveal.
+"""How many durable votes a second the arena takes, and how long a voter waits for the reveal.
 
-    python -m benchmarks.arena_api
+    python -m benchmarks.arena api
 
-The server is a process of its own on a socket of this machine: FastAPI, SQLite with synchronous=FULL, group commit. A
-battle is chosen by matchmaking and recorded, then its vote; both are on disk before they are answered. First votes alone,
-then battles and votes, as many as the server takes; then people who think between votes and ask for each reveal.
+The server is a process of its own on a socket of this machine: FastAPI with the page mounted, SQLite with
+synchronous=FULL, group commit. A battle is chosen by matchmaking and recorded, then its vote; both are on disk before they
+are answered. First votes alone, then battles and votes, as many as the server takes; then people at the page: each asks for
+what the page's script asks for (the battle, both pictures, vote, reveal, with the next battle fetched ahead) and thinks
+between votes.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import multiprocessing
 import os
@@ -26,16 +29,16 @@ import numpy as np
 import psutil
 
 SOCKET = "arena.sock"
-HEAD = (
-    "POST /api/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{cookie}\r\n"
-)
+PICTURES = "pictures"
+ANSWERS = "answers"
+STEPS = ("page", "battle", "pictures", "vote", "vote to reveal")
 
 
 @dataclass
 class Measured:
     """Seconds of each step, by name."""
 
-    steps: dict[str, list[float]] = field(default_factory=lambda: {"battle": [], "vote": [], "vote to reveal": []})
+    steps: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STEPS})
 
     def line(self, name: str) -> str:
         p50, p95, p99 = np.percentile(1000 * np.array(self.steps[name]), [50, 95, 99])
@@ -51,27 +54,40 @@ class Session:
     async def open(self) -> None:
         self.reader, self.writer = await asyncio.open_unix_connection(self.path)
 
-    async def post(self, path: str, **body: Any) -> dict[str, Any]:
-        content = json.dumps(body)
-        self.writer.write((HEAD.format(path=path, length=len(content), cookie=self.cookie) + content).encode())
+    async def ask(self, verb: str, path: str, content: str = "") -> bytes:
+        length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n" if content else ""
+        self.writer.write(f"{verb} {path} HTTP/1.1\r\nHost: x\r\n{length}{self.cookie}\r\n{content}".encode())
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
         headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
         if "set-cookie" in headers:
             self.cookie = f"Cookie: {headers['set-cookie'].split(';')[0]}\r\n"
-        answer = json.loads(await self.reader.readexactly(int(headers["content-length"])))
+        answer = await self.reader.readexactly(int(headers["content-length"]))
         if not head.startswith("HTTP/1.1 200"):
-            raise RuntimeError(f"{path}: {answer}")
+            raise RuntimeError(f"{path}: {answer!r}")
         return answer
 
-    async def vote(self, measured: Measured, reveal: bool) -> None:
+    async def post(self, path: str, **body: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(await self.ask("POST", f"/api/{path}", json.dumps(body)))
+        return answer
+
+    async def battle(self, measured: Measured, category: str) -> dict[str, Any]:
+        """Return a battle, with its pictures fetched."""
         began = time.perf_counter()
-        battle = await self.post("battle")
+        battle = await self.post("battle", category=category)
         measured.steps["battle"].append(time.perf_counter() - began)
+        for side in ("a", "b"):
+            if "url" in battle[side]:
+                began = time.perf_counter()
+                await self.ask("GET", battle[side]["url"])
+                measured.steps["pictures"].append(time.perf_counter() - began)
+        return battle
+
+    async def vote(self, measured: Measured, token: str, reveal: bool = False) -> None:
         began = time.perf_counter()
-        await self.post("vote", token=battle["token"], outcome=random.choice(("a", "b", "tie", "both_bad")))
+        await self.post("vote", token=token, outcome=random.choice(("a", "b", "tie", "both_bad")))
         measured.steps["vote"].append(time.perf_counter() - began)
         if reveal:
-            await self.post("reveal", token=battle["token"])
+            await self.post("reveal", token=token)
             measured.steps["vote to reveal"].append(time.perf_counter() - began)
 
 
@@ -82,7 +98,7 @@ def serve(folder: str) -> None:
     from apps.arena.service import Arena
     from apps.arena.web.app import create_app
 
-    app = create_app(Arena(Path(folder), _settings()), ui=False)
+    app = create_app(Arena(Path(folder), _settings()))
     uvicorn.run(app, uds=f"{folder}/{SOCKET}", log_level="critical", proxy_headers=False)
 
 
@@ -103,17 +119,28 @@ def _settings() -> Any:
 
 
 def fill(folder: Path, models: int, prompts: int) -> None:
-    """Import a pack of answers: what is measured is the database and the server, not the decoding of pictures."""
+    """Import answers, where the database and the server are all that is measured, and pictures, as a voter gets them."""
+    from PIL import Image
+
     from apps.arena.packs.format import Pack, PackItem, PackOutput
     from apps.arena.packs.importing import import_pack
     from apps.arena.service import Arena
 
-    items = tuple(
-        PackItem(f"Question {n}?", tuple(PackOutput(f"model-{m:02d}", text=f"Answer {n} {m}.") for m in range(models)))
-        for n in range(prompts)
-    )
+    names, draws = [f"model-{m:02d}" for m in range(models)], np.random.default_rng(0)
+    painters, files = [f"painter-{m:02d}" for m in range(models)], dict[str, bytes]()
+    answers, pictures = [], []
+    for n in range(prompts):
+        said = tuple(PackOutput(name, text=f"Answer {n} of {name}.") for name in names)
+        answers.append(PackItem(f"Question {n}?", said, ANSWERS))
+    for n in range(max(1, prompts // 10)):
+        for name in painters:
+            made, buffer = draws.integers(0, 256, (128, 128, 3), dtype=np.uint8), io.BytesIO()
+            Image.fromarray(made).save(buffer, "PNG")
+            files[f"{name}-{n}.png"] = buffer.getvalue()
+        drawn = tuple(PackOutput(name, file=f"{name}-{n}.png") for name in painters)
+        pictures.append(PackItem(f"a thing number {n}", drawn, PICTURES))
     arena = Arena(folder, _settings())
-    import_pack(arena.writer, arena.media, Pack("benchmark", items, "b" * 32), arena.clock())
+    import_pack(arena.writer, arena.media, Pack("benchmark", (*answers, *pictures), "b" * 32, files.__getitem__), 0)
     arena.close()
 
 
@@ -128,7 +155,7 @@ async def saturate(path: str, connections: int, seconds: float) -> tuple[float, 
         while time.perf_counter() < until:
             if cast % 100 == 0:
                 session.cookie = ""
-            await session.vote(measured, reveal=False)
+            await session.vote(measured, (await session.battle(measured, ANSWERS))["token"])
             cast += 1
 
     began = time.perf_counter()
@@ -142,13 +169,11 @@ async def prefetched(path: str, connections: int, each: int) -> tuple[float, Mea
 
     async def fetch(session: Session) -> list[str]:
         await session.open()
-        return [(await session.post("battle"))["token"] for _ in range(each)]
+        return [(await session.battle(measured, ANSWERS))["token"] for _ in range(each)]
 
     async def run(session: Session, tokens: list[str]) -> None:
         for token in tokens:
-            began = time.perf_counter()
-            await session.post("vote", token=token, outcome=random.choice(("a", "b", "tie", "both_bad")))
-            measured.steps["vote"].append(time.perf_counter() - began)
+            await session.vote(measured, token)
 
     tokens = await asyncio.gather(*(fetch(session) for session in sessions))
     began = time.perf_counter()
@@ -157,34 +182,49 @@ async def prefetched(path: str, connections: int, each: int) -> tuple[float, Mea
 
 
 async def think(path: str, sessions: int, pause: float, seconds: float) -> tuple[float, Measured]:
-    """Return votes per second of so many people who think for `pause` seconds on average before each vote."""
-    measured, until = Measured(), time.perf_counter() + seconds
+    """Return votes per second of so many people at the page who think for `pause` seconds on average before each vote.
 
-    async def run() -> None:
+    They come one after the other within the first `pause` seconds, which do not count.
+    """
+    measured, warm = Measured(), Measured()
+    start = time.perf_counter() + pause
+    until = start + seconds
+
+    def noted() -> Measured:
+        return measured if time.perf_counter() >= start else warm
+
+    async def run(number: int) -> None:
         session = Session(path)
+        await asyncio.sleep(pause * number / sessions)
+        await session.open()
+        began = time.perf_counter()
+        await session.ask("GET", "/")
+        noted().steps["page"].append(time.perf_counter() - began)
+        battle = await session.battle(noted(), PICTURES)
         while True:
+            ahead = await session.battle(noted(), PICTURES)
+            session.writer.close()  # an idle connection is closed by the server
             left = until - time.perf_counter()
             wait = random.expovariate(1 / pause)
             await asyncio.sleep(min(wait, max(left, 0)))
             if wait >= left:
                 return
-            await session.open()  # an idle connection is closed by the server
-            await session.vote(measured, reveal=True)
-            session.writer.close()
+            await session.open()
+            await session.vote(noted(), battle["token"], reveal=True)
+            battle = ahead
 
-    began = time.perf_counter()
-    await asyncio.gather(*(run() for _ in range(sessions)))
-    return len(measured.steps["vote"]) / (time.perf_counter() - began), measured
+    await asyncio.gather(*(run(number) for number in range(sessions)))
+    return len(measured.steps["vote"]) / (time.perf_counter() - start), measured
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.arena_api", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.arena api", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: 10)")
-    parser.add_argument("--connections", type=int, default=64, help="of the first part (default: 64)")
+    parser.add_argument("--connections", type=int, default=64, help="of the parts without people (default: 64)")
     parser.add_argument("--each", type=int, default=50, help="votes of each on battles fetched before (default: 50)")
-    parser.add_argument("--sessions", type=int, default=400, help="people of the second part (default: 400)")
-    parser.add_argument("--pause", type=float, default=5.0, help="mean seconds that they think (default: 5)")
+    parser.add_argument("--sessions", type=int, default=400, help="people at the page (default: 400)")
+    parser.add_argument("--pause", type=float, default=6.0, help="mean seconds that they think (default: 6)")
     parser.add_argument("--models", type=int, default=20, help="models in the arena (default: 20)")
     parser.add_argument("--folder", type=Path, help="where the database lies (default: a temporary folder)")
     args = parser.parse_args(argv)
@@ -211,11 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{rate:.0f} durable votes/s, each with its battle; {cost:.2f} ms of the server's CPU for both")
         print(measured.line("battle"), measured.line("vote"), sep="\n")
         rate, measured = asyncio.run(think(path, args.sessions, args.pause, args.seconds))
-        print(f"{args.sessions} people who think for {args.pause:g} s: {rate:.0f} votes/s")
-        print(measured.line("battle"), measured.line("vote"), measured.line("vote to reveal"), sep="\n")
+        print(f"{args.sessions} people at the page who think for {args.pause:g} s: {rate:.0f} votes/s")
+        print(*(measured.line(name) for name in STEPS if measured.steps[name]), sep="\n")
         server.terminate()
         server.join()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The arena's ratings measured: `python -m benchmarks.arena_ratings speed|resolve|coverage|peeking`.
+"""The arena's ratings measured: `python -m benchmarks.arena speed|resolve|coverage|peeking`.
 
 speed: a full board with 1000 resamples over a million votes on 20 models, and evalica on the same votes.
 resolve: simulated votes until the order of 20 models is known, by matchmaking and by uniform pairs.
@@ -8,9 +8,8 @@ peeking: false positives of the test of a pair when somebody looks after every v
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -185,15 +184,3 @@ def peeking(votes: int = 10_000, paths: int = 4000) -> None:
 
 
 TASKS: dict[str, Callable[[], None]] = {"speed": speed, "resolve": resolve, "coverage": coverage, "peeking": peeking}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the named measurements."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.arena_ratings", description=__doc__)
-    parser.add_argument("task", nargs="+", choices=TASKS)
-    for task in parser.parse_args(argv).task:
-        TASKS[task]()
-
-
-if __name__ == "__main__":
-    main()

@@ -94,8 +94,9 @@ def main(argv: Sequence[str]) -> None:
     if args.write:
         head = (
             f"`python -m benchmarks.rewards --device {args.device} --images {args.images} --side {args.side}`, "
-            f"{date.today()}, {machine(args.device)}, torch {torch.__version__}. {size.name}, random weights; {args.side} "
-            f"x {args.side} JPEG, {IMAGES_OF_A_PROMPT} images to a prompt; {'wall' if args.device == 'cuda' else 'processor'} time."
+            f"{date.today()}, {machine(args.device)}, torch {torch.__version__}. {size.name}, random weights; JPEG of "
+            f"{args.side} x {args.side}, {IMAGES_OF_A_PROMPT} images to a prompt; "
+            f"{'wall' if args.device == 'cuda' else 'processor'} time."
         )
         write_section(TITLES[args.device], "\n".join([head, "", *lines]))
 

@@ -1,16 +1,20 @@
-"""The live board: a thread reads what is new in the log, keeps standings for matchmaking, and computes the ratings."""
+"""The live board: a thread reads what is new in the log, keeps standings for matchmaking, and computes the ratings.
+
+The board of all votes is computed whenever votes came; one of a category, or with the side held equal, when somebody asks.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine, func, select
 
+from apps.arena.errors import Refused
 from apps.arena.ratings.table import VoteTable
 from apps.arena.ratings.tally import Standing, Tally
 from apps.arena.settings import ArenaSettings
@@ -26,6 +30,10 @@ from apps.arena.voting.limits import DAY
 OVERLAP = 2000
 """Numbers that are looked at again: on a server, a smaller one can be committed after a larger one."""
 POLL_SECONDS = 1.0
+ASKED_MS = 5 * 60_000
+"""For how long after somebody asked a board is kept up to date."""
+CONTROLS = ("side",)
+"""What a reader of the live board can hold equal. The exported log has measures of the outputs besides."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +51,37 @@ class View:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which votes a board is of, all or a category's, and what it holds equal, a name of CONTROLS or nothing."""
+
+    category: str | None = None
+    control: str | None = None
+
+
+@dataclass(frozen=True)
 class Shown:
     """A computed board."""
 
     computed: int
     votes: int
-    board: dict[str, Any] = field(default_factory=dict)
+    board: dict[str, Any]
+    stamp: tuple[int, int]
+    """Up to where it has read the log."""
+
+
+ALL = Choice()
 
 
 class BoardKeeper:
-    """Holds the current `view` and `shown`, and refreshes them in a thread of its own."""
+    """Holds the current `view` and the computed boards, and refreshes them in a thread of its own."""
 
     def __init__(self, engine: Engine, settings: ArenaSettings, clock: Callable[[], int]) -> None:
         self._engine, self._settings, self._clock = engine, settings, clock
         self._ledger, self._seen, self._last, self._erased = Ledger(), set[int](), 0, 0
         self._lock, self._stop = threading.RLock(), threading.Event()
-        self._computed = (-1, 0)
-        self.shown = Shown(0, 0)
+        self._shown: dict[Choice, Shown] = {}
+        self._asked: dict[Choice, int] = {}
+        self._asking = threading.Event()
         self.refresh()
         self._thread = threading.Thread(target=self._work, name="arena-board", daemon=True)
         self._thread.start()
@@ -67,6 +89,7 @@ class BoardKeeper:
     def close(self) -> None:
         """Stop the thread."""
         self._stop.set()
+        self._asking.set()
         self._thread.join()
 
     def refresh(self) -> None:
@@ -86,37 +109,76 @@ class BoardKeeper:
                     table = self._ledger.table()
                     self.view = View(catalog, standing_of(catalog, table), self._full(table, day), day, text)
 
-    def compute(self) -> None:
-        """Compute the board from all votes."""
+    def compute(self, choice: Choice = ALL) -> None:
+        """Compute a board from the votes so far."""
         from apps.arena.ratings.board import board
 
         with self._lock:
             table, stamp = self._ledger.table(), self._stamp()
-        made = board(table, bootstraps=self._settings.bootstraps)
-        self.shown = Shown(self._clock(), len(table.counted()), made.as_dict())
-        self._computed = stamp
+        if choice.category is not None:
+            table = table.take(
+                np.array([name == choice.category for name in table.categories], dtype=bool)[table.category]
+            )
+        control = () if choice.control is None else (choice.control,)
+        made = board(table, bootstraps=self._settings.bootstraps, control=control, categories=choice.category is None)
+        self._shown[choice] = Shown(self._clock(), len(table.counted()), made.as_dict(), stamp)
 
-    def answer(self, category: str | None = None) -> dict[str, Any]:
-        """Return the board as `GET /api/board` describes it."""
-        shown = self.shown
-        return {"computed": iso(shown.computed) if shown.computed else None, "votes": shown.votes, "board": shown.board}
+    def answer(self, category: str | None = None, control: str | None = None) -> dict[str, Any]:
+        """Return the board as `GET /api/board` describes it; `computed` is None until it has been computed."""
+        choice = self._checked(category, control)
+        shown = self._shown.get(choice)
+        self._asked[choice] = self._clock()
+        if shown is None:
+            self._asking.set()
+            return {"computed": None, "votes": 0, "board": {}}
+        return {"computed": iso(shown.computed), "votes": shown.votes, "board": shown.board}
+
+    def categories(self) -> tuple[str, ...]:
+        """Return the categories that have votes or prompts, by name."""
+        shown = self._shown.get(ALL)
+        return tuple(sorted({*self.view.catalog.categories, *(shown.board["categories"] if shown else ())}))
 
     def flagged(self) -> dict[str, list[str]]:
         """Return voter -> why their votes are set apart."""
         with self._lock:
             return self._ledger.flagged()
 
+    def _checked(self, category: str | None, control: str | None) -> Choice:
+        choice = Choice(category or None, control or None)
+        if choice.category is not None and choice.category not in self.categories():
+            raise Refused("invalid", f"There is no category '{choice.category}'.", categories=list(self.categories()))
+        if choice.control is not None and choice.control not in CONTROLS:
+            raise Refused("invalid", f"Only {', '.join(CONTROLS)} can be held equal here; got '{choice.control}'.")
+        return choice
+
     def _work(self) -> None:
         due = 0
-        while not self._stop.wait(POLL_SECONDS):
+        while not self._stop.is_set():
+            self._asking.wait(POLL_SECONDS)
+            self._asking.clear()
             now = self._clock()
             try:
                 self.refresh()
-                if now >= due and self._computed != self._stamp():
-                    self.compute()
+                stale = [choice for choice in self._wanted(now) if self._is_stale(choice)]
+                for choice in stale if now >= due else [choice for choice in stale if choice not in self._shown]:
+                    if self._stop.is_set():
+                        return
+                    self.compute(choice)
+                if stale and now >= due:
                     due = self._clock() + max(self._settings.board_seconds * 1000, 5 * (self._clock() - now))
             except Exception:  # a lost database: voting says so itself, and the board waits for it
                 logging.getLogger("palate.arena").exception("The board was not refreshed.")
+
+    def _wanted(self, now: int) -> list[Choice]:
+        """Return the boards to be kept up to date; those that nobody asks for any more are dropped."""
+        for choice in [c for c, when in list(self._asked.items()) if now - when > ASKED_MS and c != ALL]:
+            self._asked.pop(choice, None)
+            self._shown.pop(choice, None)
+        return [ALL, *(choice for choice in list(self._asked) if choice != ALL)]
+
+    def _is_stale(self, choice: Choice) -> bool:
+        shown = self._shown.get(choice)
+        return shown is None or shown.stamp != self._stamp()
 
     def _stamp(self) -> tuple[int, int]:
         return len(self._ledger), self._last

@@ -27,8 +27,6 @@ from palate.statistics import Estimate
 
 ALL = "all"
 GROWTH_POINTS = 120
-PERSONAL_VOTES = 30
-"""Votes from which a person's own board says something."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +103,6 @@ def board(
         side_bias=side_bias(counted, level),
         growth=growth(created),
         latest=float(created.max()) if len(created) else None,
-    )
-
-
-def personal(votes: VoteTable, voter: str, *, level: float = 0.95) -> Section:
-    """Return the table of one voter's own votes. Intervals say what more votes of theirs could change, not of others."""
-    if voter not in votes.voters:
-        raise UserError(f"There is no vote by '{voter}'.")
-    own = votes.take(votes.voter == votes.voters.index(voter)).counted()
-    own = own.canonical()
-    each = tuple(map(str, range(len(own))))
-    own = dataclasses.replace(own, voters=each, voter=np.arange(len(own), dtype=np.int32))
-    seen = np.zeros(len(own.models), dtype=bool)
-    seen[own.model_a] = seen[own.model_b] = True
-    found = section(f"voter {voter}", own, Settings(level=level), resample=False, flips=False)
-    absent = {model for model, met in zip(own.models, seen, strict=True) if not met}
-    return dataclasses.replace(
-        found, name="", unrated={model: why for model, why in found.unrated.items() if model not in absent}
     )
 
 

@@ -1,4 +1,4 @@
-"""The board as HTML: a fragment for the arena's page, a table for a person's own board, or a page of its own.
+"""The board as HTML: a fragment for the arena's page, or a page of its own.
 
 No script, no inline style, nothing from the network; names are escaped. Colours are CSS variables, dark within an element
 of class `dark`, and on the page of its own as the reader's system has it.
@@ -40,15 +40,6 @@ _REACH = (
 def fragment(board: Mapping[str, Any]) -> Markup:
     """Return the board, `Board.as_dict()`, as one element of class `palate-board`. It needs `css()` on its page."""
     return Markup(_template().render(board=board))
-
-
-def table(section: Mapping[str, Any]) -> Markup:
-    """Return the ratings of one section, `plain(section)`, such as a person's own, as an element of the same class."""
-    if not section["rows"]:
-        return Markup('<div class="palate-board"><p>No model can be rated yet.</p></div>')
-    module = _template().make_module({"board": _EMPTY})
-    parts = module.notices(section) + module.table(section, "")  # type: ignore[attr-defined]
-    return Markup('<div class="palate-board">') + parts + Markup("</div>")
 
 
 def css() -> str:
@@ -94,19 +85,6 @@ def _template() -> jinja2.Template:
     )  # fmt: skip
     source = resources.files("apps.arena.ratings").joinpath("board.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
-
-
-_EMPTY: dict[str, Any] = {
-    "overall": {"rows": [], "notices": [], "heads": {"models": []}, "voters": 0, "effects": [], "flips": []},
-    "settings": {"level": 0.95, "alpha": 0.05},
-    "counted": 0,
-    "prompts": 0,
-    "latest": None,
-    "left_out": {},
-    "growth": [],
-    "categories": {},
-}
-"""A board without votes: what the macros of the template are read from."""
 
 
 def _lede(section: Mapping[str, Any]) -> str:
@@ -178,11 +156,14 @@ def _evidence(power: float) -> str:
     return f"{10**power:.3g}" if power < 4 else f"10^{power:.0f}"
 
 
+_UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
+
+
 def _growth(points: list[tuple[float, int]]) -> Markup:
     first, last = points[0][0], points[-1][0]
-    unit, length = ("days", 86400.0) if last - first >= 2 * 86400 else ("hours", 3600.0)
+    unit, length = next((unit, length) for unit, length in _UNITS if last - first >= 2 * length or unit == "minutes")
     line = Line("votes", [((at - first) / length, votes) for at, votes in points])
-    return draw(Chart("Growth of votes", [line], x_label=f"{unit} since {_day(first)}", smooth=1))
+    return draw(Chart("Growth of votes", [line], x_label=f"{unit} since {_moment(first, unit)}", smooth=1))
 
 
 def _count(value: int) -> str:
@@ -220,6 +201,10 @@ def _odds(effect: Mapping[str, Any]) -> str:
 
 def _factor(log_odds: float) -> str:
     return f"{math.exp(log_odds):.2f}" if abs(log_odds) < 10 else "∞" if log_odds > 0 else "0"
+
+
+def _moment(moment: float, unit: str) -> str:
+    return _day(moment) if unit == "days" else f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M}"
 
 
 def _day(moment: float) -> str:

@@ -1,4 +1,4 @@
-"""One table of ratings: of all votes, of one category, or of one person."""
+"""One table of ratings: of all votes, or of one category."""
 
 from __future__ import annotations
 

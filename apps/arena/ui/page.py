@@ -20,10 +20,14 @@ router = APIRouter(prefix="/page")
 
 
 @router.get("/board", response_class=HTMLResponse)
-def shared_board(arena: Served) -> str:
-    """Return the board of all votes as HTML."""
-    shown = arena.board.shown.board
-    return str(board_page.fragment(shown)) if shown else _note("No vote has been counted yet.")
+def shared_board(arena: Served, category: str | None = None, control: str | None = None) -> HTMLResponse:
+    """Return a board of all votes or of one category as HTML; with status 202 while it is computed for the first time."""
+    answer = arena.board.answer(category, control)
+    if answer["computed"] is None:
+        return HTMLResponse(_note("The board is being computed …"), 202)
+    if not answer["votes"]:
+        return HTMLResponse(_note(f"No vote {f'in “{category}” ' if category else ''}has been counted yet."))
+    return HTMLResponse(board_page.fragment(answer["board"]))
 
 
 @router.get("/mine", response_class=HTMLResponse)
@@ -33,8 +37,8 @@ def own_board(arena: Served, visitor: Asking) -> str:
     if mine["board"] is not None:
         return str(own_table(mine["board"]))
     return _note(
-        f"You have cast {mine['votes']} votes. After {mine['needed']} more revealed ones, a board of your own taste "
-        "appears here."
+        f"You have cast {mine['votes']} {'vote' if mine['votes'] == 1 else 'votes'}. After {mine['needed']} more whose "
+        "models you have seen, a board of your own taste appears here."
     )
 
 
@@ -75,7 +79,7 @@ def blocks(title: str) -> gr.Blocks:
     It names no model and has no events, so Gradio's /config has nothing to tell. gr.HTML would do for the places, but it
     evaluates templates in the browser, which the content security policy forbids.
     """
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}", elem_id="arena-title")
         with gr.Tabs():
             for name in ("Vote", "Board", "Your votes"):

@@ -8,8 +8,9 @@
     POST /api/skip     {token}               -> {ok}          an event, not a vote
     POST /api/reveal   {token}               -> {a: {model, seed}, b: {model, seed}, outcome, kind, better}
     POST /api/upload   bytes of a picture    -> {image}       for a live question; PNG, JPEG or WebP
-    GET  /api/arena                          -> {title, categories, kinds, live, consent, reasons, reveal_after}
-    GET  /api/board?category=                -> {computed, votes, board}
+    GET  /api/arena                          -> {title, categories, kinds, live, consent, reasons, reveal_after, boards}
+    GET  /api/board?category=&control=       -> {computed, votes, board}; computed: null until a board first asked for is
+                                                there, in about a second; control: side, to hold the side equal
     GET  /api/me                             -> {votes, skipped, revealed_votes, needed, board}
     POST /api/me/delete                      -> {ok, votes, battles, prompts}; the cookie goes, too
     GET  /api/consent                        -> {text, version}; both null where nothing must be agreed to
@@ -33,6 +34,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from apps.arena.board import CONTROLS
 from apps.arena.errors import Refused
 from apps.arena.service import Arena
 from apps.arena.voting.reasons import REASONS
@@ -131,6 +133,7 @@ def describe(arena: Served, visitor: Asking) -> dict[str, Any]:
         "consent": arena.consent(),
         "reasons": REASONS,
         "reveal_after": arena.settings.reveal_seconds,
+        "boards": {"categories": list(arena.board.categories()), "controls": list(CONTROLS)},
     }
 
 
@@ -173,8 +176,8 @@ async def reveal(on: OnBattle, arena: Served, visitor: Asking) -> dict[str, Any]
 
 
 @router.get("/api/board")
-def board(arena: Served, category: str | None = None) -> dict[str, Any]:
-    return arena.board.answer(category)
+def board(arena: Served, category: str | None = None, control: str | None = None) -> dict[str, Any]:
+    return arena.board.answer(category, control)
 
 
 @router.get("/api/me")

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 
 def binaries() -> Path | None:
     """Return the folder of the newest installed server's programs (Debian's layout), or None."""
@@ -61,6 +59,8 @@ def server() -> Iterator[str]:
 
 def _wait(folder: Path, running: subprocess.Popen[bytes], log: Path) -> None:
     """Return when the server answers."""
+    import psycopg
+
     until = time.monotonic() + 60
     while running.poll() is None and time.monotonic() < until:
         try:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
+from apps.arena.export.log import read_ledger
 from apps.arena.store.schema import battles, events, models, votes
 from palate.records import OUTCOMES
 from tests.apps.arena.small import MODELS, Small, answer_pack, small_arena
@@ -141,7 +142,7 @@ def test_a_battle_of_answers(tmp_path: Path) -> None:
         assert {"terse", "wordy"}.isdisjoint(str(battle).split())
         question = voter.http.get(battle["question_image"]["url"])
         assert question.headers["content-type"] == "image/png" and b"camera" not in question.content
-        assert set(battle["a"]) == set(battle["b"]) == {"markdown"}
+        assert set(battle["a"]) == set(battle["b"]) == {"markdown", "html"}
         assert battle["reasons"][0]["key"] == "correct"
         assert voter.post("vote", token=battle["token"], outcome="b", reasons=["seen"])[0] == 200
         assert voter.post("battle", category="none")[0] == 400
@@ -220,3 +221,38 @@ def test_consent_is_asked_for_and_a_new_text_asks_again(small: Small) -> None:
     small.arena.writer.run(lambda connection: change(connection, "Votes are published.", small.clock()))
     small.arena.board.refresh()
     assert voter.post("battle")[0] == 403
+
+
+def test_the_board_of_a_category_and_with_the_side_held_equal(small: Small) -> None:
+    """Asked for, it is computed beside the board of all votes, and equals the one of those votes alone."""
+    from apps.arena.board import Choice
+    from apps.arena.ratings.board import board
+
+    voters, shown = [small.voter() for _ in range(4)], {"even": 0, "odd": 0}
+    for number in range(40):
+        shown[voters[number % 4].vote("aabt"[number // 4 % 4].replace("t", "tie"))["category"]] += 1
+    keeper, asking = small.arena.board, voters[0].http
+    keeper.refresh()
+    keeper.compute()
+    assert asking.get("/api/arena").json()["boards"] == {"categories": ["even", "odd"], "controls": ["side"]}
+    for category in shown:
+        keeper.compute(Choice(category, "side"))
+        found = asking.get("/api/board", params={"category": category, "control": "side"}).json()
+        assert found["votes"] == shown[category] and found["board"]["settings"]["control"] == ["side"]
+    with small.arena.engine.connect() as connection:
+        votes = read_ledger(connection).table()
+    odd = votes.take(votes.category == votes.categories.index("odd"))
+    alone = board(odd, bootstraps=20, control=["side"], categories=False).as_dict()
+    assert alone["overall"]["rows"] == found["board"]["overall"]["rows"]
+    for wrong in ({"category": "prime"}, {"control": "beauty"}):
+        answer = asking.get("/api/board", params=wrong)
+        assert answer.status_code == 400 and answer.json()["error"] == "invalid"
+
+
+def test_a_board_first_asked_for_is_being_computed(small: Small) -> None:
+    voter = small.voter()
+    voter.vote()
+    small.arena.board.close()  # nobody computes
+    small.arena.board.refresh()
+    answer = voter.http.get("/api/board", params={"control": "side"}).json()
+    assert answer == {"computed": None, "votes": 0, "board": {}}

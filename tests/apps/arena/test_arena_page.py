@@ -19,11 +19,11 @@ from apps.arena.store.schema import battles, events, votes
 from apps.arena.web.app import create_app
 from tests.apps.arena.small import PLAIN, answer_pack, image_pack
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 pytestmark = [
     pytest.mark.launch,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH (apt install chromium)"),
 ]
 MODELS = ("wombat", "numbat", "quokka")
 """Words that stand nowhere in Gradio's own files."""
@@ -256,6 +256,56 @@ def test_the_board_and_one_s_own_votes(page: Any, site: Site) -> None:
     page.wait_for_selector("text=Your taste")
     page.get_by_role("tab", name="Board").click()
     page.wait_for_selector("#arena-board .palate-board table")
+
+
+def test_the_board_shows_what_its_reader_chooses(page: Any, site: Site) -> None:
+    """A category, and the side held equal; what was opened stays open while the board is drawn anew."""
+    for category in ("even", "hostile"):
+        pick(page, category)
+        page.keyboard.press("a")
+        page.wait_for_selector(VOTED)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(REVEALED)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(JUDGING)
+    site.arena.board.refresh()
+    site.arena.board.compute()
+    page.get_by_role("tab", name="Board").click()
+    details = page.locator('#arena-board details[data-name="even"]')
+    details.locator("summary").click()
+    details.locator("table").wait_for()
+    page.get_by_label("Hold equal").select_option("side")
+    page.wait_for_selector("#arena-board >> text=/Pull of side A|Nothing is held equal here/")
+    assert details.evaluate("element => element.open")
+    page.get_by_label("Category").last.select_option("hostile")
+    page.wait_for_selector("#arena-board .lede >> text=/quoll|bettong/")
+    assert page.locator("#arena-board .heat tbody tr").count() == 2
+
+
+def test_who_does_not_agree_sees_no_battle(browser: Any, site: Site) -> None:
+    """Escape closes the dialog, and is no agreement."""
+    from apps.arena.voting.consent import change
+
+    def ask(text: str) -> None:
+        site.arena.writer.run(lambda connection: change(connection, text, site.arena.clock()))
+        site.arena.board.refresh()
+
+    ask("Votes are public.")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(site.url)
+    try:
+        page.get_by_role("button", name="I agree").wait_for(timeout=60_000)
+        page.keyboard.press("Escape")
+        page.wait_for_selector("text=Battles are shown to those who agree")
+        assert site.count(events, events.c.kind == "consent") == 0
+        page.get_by_role("button", name="Next").click()
+        page.get_by_role("button", name="I agree").click()
+        page.wait_for_selector(JUDGING)
+        assert site.count(events, events.c.kind == "consent") == 1
+    finally:
+        ask("")
+        context.close()
 
 
 def test_the_owner_logs_in_and_sets_a_voter_aside(page: Any, site: Site) -> None:

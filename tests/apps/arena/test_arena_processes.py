@@ -64,6 +64,7 @@ def work(folder: str, url: str, number: int, tokens: list[tuple[str, str]], resu
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A PostgreSQL server for this module."""
+    pytest.importorskip("psycopg")
     if postgres.binaries() is None:
         pytest.skip("PostgreSQL is not installed (apt install postgresql)")
     with postgres.server() as started:

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.arena.ratings.board import Board, board, growth, personal, plain
+from apps.arena.ratings.board import Board, board, growth, plain
 from apps.arena.ratings.log import from_rows, read_log
-from apps.arena.ratings.page import css, fragment, page, table
+from apps.arena.ratings.page import css, fragment, page
 from apps.arena.ratings.table import FLAGS, VoteLog, VoteTable
 from apps.cli import main
 from palate.errors import UserError
@@ -216,23 +216,23 @@ def test_a_controlled_board_lists_what_it_holds_equal() -> None:
     assert [effect.name for effect in alone.effects] == ["side"]
 
 
-def test_a_personal_board_holds_ones_own_votes() -> None:
-    rows = [("x", "y", "a", "me")] * 6 + [("x", "y", "b", "me")] * 2 + [("y", "x", "a", "other")] * 90
-    found = personal(table_of(*rows, ("z", "y", "a", "other")), "me")
-    assert [row.model for row in found.rows] == ["x", "y"]
-    assert found.unrated == {}
-    assert found.votes == 8
-    assert np.isfinite(found.rows[0].low)
-    assert "x" in table(plain(found))
-    with pytest.raises(UserError, match="no vote by 'nobody'"):
-        personal(table_of(*rows), "nobody")
-
-
 def test_growth_by_hand() -> None:
     """Votes at 0, 1, 2 and 10 in four bins of 2.5: three in the first, one in the last."""
     assert growth(np.array([10.0, 0, 1, 2])) == [(0.0, 0), (2.5, 3), (5.0, 3), (7.5, 3), (10.0, 4)]
     assert growth(np.array([])) == []
     assert growth(np.array([5.0, 5.0])) == [(5.0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "label"),
+    [
+        (1800, "minutes since 1970-01-01 00:00"),
+        (18_000, "hours since 1970-01-01 00:00"),
+        (604_800, "days since 1970-01-01"),
+    ],
+)
+def test_growth_is_told_in_a_unit_that_fits(made: Board, seconds: int, label: str) -> None:
+    assert f"{label}<" in fragment({**made.as_dict(), "growth": [(0.0, 0), (float(seconds), 5)]})
 
 
 class Elements(HTMLParser):

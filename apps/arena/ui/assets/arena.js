@@ -156,13 +156,20 @@ function start(stage) {
   async function agree() {
     const { text, version } = await call("/api/consent");
     if (!text) return;
+    const dialog = part("consent");
     part("consent-text").textContent = text;
-    part("consent").addEventListener("close", async () => {
-      await call("/api/consent", { version });
-      state.busy = false;
+    dialog.returnValue = "";
+    dialog.addEventListener("close", async () => {
+      state.battle = null;
+      if (dialog.returnValue !== "agree") return stop({ message: "Battles are shown to those who agree to the terms." });
+      try {
+        await call("/api/consent", { version });
+      } catch (error) {
+        return stop(error);
+      }
       await next();
     }, { once: true });
-    part("consent").showModal();
+    dialog.showModal();
   }
 
   async function live(event) {
@@ -405,33 +412,80 @@ async function forget(button) {
 
 // --- places on Gradio's page: it draws them after this script has loaded, and may draw them anew -----------------------
 
-async function text(path) {
+async function ask(path) {
   const response = await fetch(path, { credentials: "same-origin" });
-  if (!response.ok) throw new Error("The server did not answer as expected.");
-  return response.text();
+  const said = await response.text();
+  if (response.ok) return { said, ready: response.status !== 202 };
+  let message = "The server did not answer as expected.";
+  try {
+    message = JSON.parse(said).message || message;
+  } catch { /* not the arena's own answer */ }
+  throw new Error(message);
 }
 
-const template = text("/page/stage.html");
+const template = ask("/page/stage.html");
 
 async function fillVote(place) {
-  place.innerHTML = await template;
+  place.innerHTML = (await template).said;
   start(place.querySelector('[data-arena="stage"]'));
 }
 
-function fillWith(path, seconds) {
-  return async (place) => {
-    const box = document.createElement("div");
-    box.className = "arena-board";
-    place.replaceChildren(box);
-    if (path === "/page/mine") place.append(forgetting());
-    for (let shown = null; place.isConnected; await wait(500)) {
-      if (place.offsetParent === null) shown = null;
-      else if (shown === null || Date.now() - shown > 1000 * seconds) {
-        box.innerHTML = await text(path).catch((error) => `<p>${error.message}</p>`);
-        shown = Date.now();
+// Keeps a box as the server says it is, while it is on screen, and what a reader has opened in it open.
+async function keepFilled(place, box, path, seconds) {
+  const open = new Set();
+  let drawn = null, next = 0, last = null;
+  for (; place.isConnected; await wait(250)) {
+    const wanted = path();
+    if (place.offsetParent === null) next = 0;
+    else if (Date.now() >= next || wanted !== last) {
+      const { said, ready } = await ask(wanted).catch(({ message }) => {
+        const line = document.createElement("p");
+        line.textContent = message;
+        return { said: line.outerHTML, ready: false };
+      });
+      if (said !== drawn) {
+        for (const each of box.querySelectorAll("details")) open[each.open ? "add" : "delete"](each.dataset.name);
+        box.innerHTML = drawn = said;
+        for (const each of box.querySelectorAll("details")) each.open = open.has(each.dataset.name);
       }
+      last = wanted;
+      next = Date.now() + 1000 * (ready ? seconds : 1);
     }
-  };
+  }
+}
+
+function boxIn(place) {
+  const box = document.createElement("div");
+  box.className = "arena-shown";
+  place.append(box);
+  return box;
+}
+
+function choice(label, options) {
+  const line = document.createElement("label"), select = document.createElement("select");
+  for (const [value, text] of options) select.add(new Option(text, value));
+  line.append(`${label} `, select);
+  return { line, select };
+}
+
+async function fillBoard(place) {
+  const bar = document.createElement("div");
+  bar.className = "arena-choices";
+  place.replaceChildren(bar);
+  const { boards } = await call("/api/arena");
+  const category = choice("Category", [["", "all"], ...boards.categories.map((name) => [name, name])]);
+  const control = choice("Hold equal", [["", "nothing"], ...boards.controls.map((name) => [name, `the ${name}`])]);
+  bar.append(category.line, control.line);
+  category.line.hidden = boards.categories.length < 2;
+  const asked = () => new URLSearchParams({ category: category.select.value, control: control.select.value });
+  await keepFilled(place, boxIn(place), () => `/page/board?${asked()}`, 10);
+}
+
+async function fillMine(place) {
+  place.replaceChildren();
+  const box = boxIn(place);
+  place.append(forgetting());
+  await keepFilled(place, box, () => "/page/mine", 5);
 }
 
 function forgetting() {
@@ -443,14 +497,14 @@ function forgetting() {
   return line;
 }
 
-const PLACES = { "arena-vote": fillVote, "arena-board": fillWith("/page/board", 10), "arena-your-votes": fillWith("/page/mine", 30) };
+const PLACES = { "arena-vote": fillVote, "arena-board": fillBoard, "arena-your-votes": fillMine };
 
 function look() {
   for (const [id, fill] of Object.entries(PLACES)) {
     const place = document.getElementById(id);
     if (place && !place.dataset.filled) {
       place.dataset.filled = "yes";
-      fill(place);
+      fill(place).catch((error) => place.replaceChildren(error.message));
     }
   }
 }

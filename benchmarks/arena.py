@@ -1,0 +1,30 @@
+"""The arena measured: votes and sessions that a server takes, and the ratings.
+
+python -m benchmarks.arena api [options]; api --help lists them
+python -m benchmarks.arena speed|resolve|coverage|peeking ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the named measurements: of the server alone with its options, or several of the ratings."""
+    if argv[:1] == ["api"]:
+        from benchmarks import arena_api
+
+        return arena_api.main(argv[1:])
+    from benchmarks.arena_ratings import TASKS
+
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.arena", description=__doc__, formatter_class=formatter)
+    parser.add_argument("task", nargs="+", choices=TASKS)
+    for task in parser.parse_args(argv).task:
+        TASKS[task]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
