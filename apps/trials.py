@@ -236,11 +236,14 @@ def commits(results: Mapping[str, Sequence[_MadeOf]]) -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with a mark where files differ from it."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return found.stdout.strip() or "unknown"
+    """Return the commit of the code that runs, with a mark where files differ from it; pages of results are no code."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs")
+    return (_git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
 
 
 def _share_cores(jobs: int) -> None:
