@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
@@ -82,6 +82,9 @@ class ReferenceConfig:
 @dataclass
 class T2IConfig(LoopConfig):
     """Preference training of a text-to-image model."""
+
+    smaller: ClassVar[str] = "--model.split_pair true, or a smaller --data.image.resolution"
+    lighter: ClassVar[str] = "--data.cache and --reference.kind cached, --model.tuning lora, or --optim.name adamw8bit"
 
     eval: DrawsConfig = field(default_factory=DrawsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

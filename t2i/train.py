@@ -79,7 +79,7 @@ def train(config: T2IConfig, resolved: str) -> Any:
             return streamed.example(pair, chosen, rejected, visit)
 
         data = StreamData(partial(source.stream, needs=loss.needs), finish, fingerprint)
-    with explain_memory("loading the model", config.train):
+    with explain_memory("loading the model", config.train, how=config):
         method = PairMethod(
             family,
             loss,
@@ -97,7 +97,7 @@ def train(config: T2IConfig, resolved: str) -> Any:
     if cache or references:
         assert isinstance(data, MapData) and isinstance(data.dataset, PairExamples)
         held = {name: getattr(config.data, name) for name in ("held_out", "held_out_path", "held_out_limit")}
-        with explain_memory("filling the cache", config.train):
+        with explain_memory("filling the cache", config.train, how=config):
             method.fill(
                 data.dataset,
                 {**fingerprint, **held},
