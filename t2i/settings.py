@@ -84,7 +84,7 @@ class T2IConfig(LoopConfig):
     """Preference training of a text-to-image model."""
 
     smaller: ClassVar[str] = "--model.split_pair true, or a smaller --data.image.resolution"
-    lighter: ClassVar[str] = "--data.cache and --reference.kind cached, --model.tuning lora, or --optim.name adamw8bit"
+    lighter: ClassVar[str] = "--model.tuning lora, --data.cache and --reference.kind cached, or --optim.name adamw8bit"
 
     eval: DrawsConfig = field(default_factory=DrawsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
