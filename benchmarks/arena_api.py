@@ -22,12 +22,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from benchmarks.measuring import machine, write_section
+
+TITLE = "## Arena: votes and people"
 SOCKET = "arena.sock"
 PICTURES = "pictures"
 ANSWERS = "answers"
@@ -40,8 +44,12 @@ class Measured:
 
     steps: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STEPS})
 
+    def percentile(self, name: str, percent: float) -> float:
+        """Return milliseconds."""
+        return float(np.percentile(1000 * np.array(self.steps[name]), percent))
+
     def line(self, name: str) -> str:
-        p50, p95, p99 = np.percentile(1000 * np.array(self.steps[name]), [50, 95, 99])
+        p50, p95, p99 = (self.percentile(name, percent) for percent in (50, 95, 99))
         return f"  {name:<15} p50 {p50:7.1f} ms   p95 {p95:7.1f} ms   p99 {p99:7.1f} ms"
 
 
@@ -217,8 +225,32 @@ async def think(path: str, sessions: int, pause: float, seconds: float) -> tuple
     return len(measured.steps["vote"]) / (time.perf_counter() - start), measured
 
 
+def _section(
+    args: argparse.Namespace, first: float, both: tuple[float, float], people: tuple[float, Measured]
+) -> list[str]:
+    """Return the section of RESULTS.md. first, both[0]: votes per second; both[1]: ms of CPU; people: as `think` returns."""
+    cores, cpu = len(os.sched_getaffinity(0)), machine("cpu").removeprefix("one thread of ")
+    lines = [
+        f"{date.today()}, {cores} cores of {cpu} for the server and who asks it; {args.models} models. SQLite with "
+        f"synchronous=FULL. {args.connections} connections without pauses, each with {args.each} battles fetched before; "
+        f"then {args.sessions} people at the page who think for {args.pause:g} s on average, {args.seconds:g} s long.",
+        "",
+        "| | measured | aim |",
+        "|---|---|---|",
+        f"| durable votes/s, battles fetched before | {first:.0f} | >= 500 |",
+        f"| durable votes/s, each with its battle | {both[0]:.0f} | |",
+        f"| ms of the server's CPU for a battle and its vote | {both[1]:.2f} | |",
+        f"| votes/s of people at the page | {people[0]:.0f} | >= 50 |",
+    ]
+    if people[1].steps["vote to reveal"]:
+        lines.append(
+            f"| vote to reveal, people at the page, p95 ms | {people[1].percentile('vote to reveal', 95):.0f} | <= 150 |"
+        )
+    return lines
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure and print; with `--write`, write the section of RESULTS.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arena api", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: 10)")
     parser.add_argument("--connections", type=int, default=64, help="of the parts without people (default: 64)")
@@ -227,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pause", type=float, default=6.0, help="mean seconds that they think (default: 6)")
     parser.add_argument("--models", type=int, default=20, help="models in the arena (default: 20)")
     parser.add_argument("--folder", type=Path, help="where the database lies (default: a temporary folder)")
+    parser.add_argument("--write", action="store_true", help="write the section of benchmarks/RESULTS.md")
     args = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="palate-bench-", dir=args.folder) as folder:
@@ -242,16 +275,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             return sum(process.cpu_times()[:2])
 
         before = used()
-        rate, measured = asyncio.run(prefetched(path, args.connections, args.each))
-        print(f"{rate:.0f} durable votes/s on battles fetched before, by {args.connections} connections")
+        first, measured = asyncio.run(prefetched(path, args.connections, args.each))
+        print(f"{first:.0f} durable votes/s on battles fetched before, by {args.connections} connections")
         print(measured.line("vote"))
         cost = used() - before
-        rate, measured = asyncio.run(saturate(path, args.connections, args.seconds))
+        both, measured = asyncio.run(saturate(path, args.connections, args.seconds))
         cost = 1000 * (used() - before - cost) / len(measured.steps["vote"])
-        print(f"{rate:.0f} durable votes/s, each with its battle; {cost:.2f} ms of the server's CPU for both")
+        print(f"{both:.0f} durable votes/s, each with its battle; {cost:.2f} ms of the server's CPU for both")
         print(measured.line("battle"), measured.line("vote"), sep="\n")
         rate, measured = asyncio.run(think(path, args.sessions, args.pause, args.seconds))
         print(f"{args.sessions} people at the page who think for {args.pause:g} s: {rate:.0f} votes/s")
         print(*(measured.line(name) for name in STEPS if measured.steps[name]), sep="\n")
         server.terminate()
         server.join()
+    if args.write:
+        write_section(TITLE, "\n".join(_section(args, first, (both, cost), (rate, measured))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import date
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from apps.arena.ratings.fit import WEAK_PRIOR, Counts, fit
 from apps.arena.ratings.intervals import contrasts, effective_voters, sandwich, student, sup_t, voter_scores
 from apps.arena.ratings.table import BOTH_BAD, TIE, A, B, VoteTable
 from apps.arena.ratings.tally import Standing, cells
+from benchmarks.measuring import machine, write_section
+
+TITLE = "## Arena: the board"
 
 
 def simulated(
@@ -60,8 +64,8 @@ def best_of(runs: int, task: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def speed(votes: int = 1_000_000, models: int = 20, resamples: int = 1000) -> None:
-    """Print seconds of the board and of its parts, and the ratio to evalica."""
+def speed(votes: int = 1_000_000, models: int = 20, resamples: int = 1000, write: bool = False) -> None:
+    """Print seconds of the board and of its parts, and the ratio to evalica; write: into RESULTS.md, too."""
     import evalica
 
     rng = np.random.default_rng(0)
@@ -70,7 +74,8 @@ def speed(votes: int = 1_000_000, models: int = 20, resamples: int = 1000) -> No
     full = best_of(3, lambda: board(table, bootstraps=resamples))
     print(f"full board, {votes:,} votes, {models} models, {resamples} resamples by voter: {full:.2f} s of one core")
     counts = Counts.of_cells(cells(table))
-    print(f"  one fit from counts: {1e3 * best_of(5, lambda: fit(counts, ties='davidson')):.1f} ms")
+    fitted = 1e3 * best_of(5, lambda: fit(counts, ties="davidson"))
+    print(f"  one fit from counts: {fitted:.1f} ms")
 
     def same_work() -> None:
         found = fit(Counts.of_cells(cells(table)))
@@ -101,6 +106,22 @@ def speed(votes: int = 1_000_000, models: int = 20, resamples: int = 1000) -> No
     print(
         f"  so about {theirs:.0f} s for {resamples}: {theirs / ours:.0f} times ours, {theirs / full:.0f} times the board"
     )
+    if not write:
+        return
+    lines = [
+        f"{date.today()}, {machine('cpu')}, seconds of the processor. {votes:,} simulated votes on {models} models, "
+        f"{resamples} resamples. evalica {evalica.__version__}: from {few} resamples of its percentile bootstrap.",
+        "",
+        "| | measured | aim |",
+        "|---|---|---|",
+        f"| full board, resampled by voter, s | {full:.2f} | <= 1 |",
+        f"| one fit from counts, ms | {fitted:.1f} | |",
+        f"| Bradley-Terry with resamples of votes, the work of evalica's bootstrap, s | {ours:.2f} | |",
+        f"| evalica's bootstrap, s | {theirs:.0f} | |",
+        f"| evalica's time in ours, equal work | {theirs / ours:.0f} times | |",
+        f"| evalica's time in that of the full board | {theirs / full:.0f} times | |",
+    ]
+    write_section(TITLE, "\n".join(lines))
 
 
 def resolve(models: int = 20, runs: int = 40, batch: int = 250, most: int = 30_000) -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from threading import Event
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -20,6 +21,7 @@ from apps.arena.packs.importing import import_pack
 from apps.arena.service import Arena
 from apps.arena.settings import ArenaSettings, Checks, Limits
 from apps.arena.web.app import create_app
+from palate.records import Media
 
 START = 1_800_000_000_000
 MODELS = ("anchor", "bravo", "coral")
@@ -52,6 +54,23 @@ def picture(seed: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
     """Return noise: no two seeds look alike."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+class Painter:
+    """A model whose picture a test waits for."""
+
+    kind: Literal["image", "text"] = "image"
+
+    def __init__(self, name: str, go: Event, fails: bool = False) -> None:
+        self.name, self.go, self.fails = name, go, fails
+        self.asked: list[tuple[str, int]] = []
+
+    def make(self, prompt: str, question: Media | None, seed: int) -> Image.Image:
+        self.asked.append((prompt, seed))
+        assert self.go.wait(30)
+        if self.fails:
+            raise RuntimeError("out of paint")
+        return picture(seed % 10_000)
 
 
 def named_png(image: Image.Image, model: str) -> bytes:

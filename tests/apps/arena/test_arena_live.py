@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from sqlalchemy import func, select
 
 from apps.arena.live.makers import AnswerMaker, ImageMaker, load_makers
@@ -18,29 +17,12 @@ from apps.arena.settings import ArenaSettings, Checks, Limits, Live
 from apps.arena.store import schema
 from palate.errors import UserError
 from palate.records import Media
-from tests.apps.arena.small import OPEN, Small, Voter, named_png, picture, small_arena
+from tests.apps.arena.small import OPEN, Painter, Small, Voter, named_png, picture, small_arena
 from tests.tiny import tiny_sd
 from tests.tiny_vlm import save_tiny_vlm
 from vlm.loading import load_model
 
 SETTINGS = ArenaSettings(limits=OPEN, checks=Checks(0.0, 0.0), live=Live(steps=1, queue=3, release_seconds=5))
-
-
-class Painter:
-    """A model whose picture a test waits for."""
-
-    kind = "image"
-
-    def __init__(self, name: str, go: threading.Event, fails: bool = False) -> None:
-        self.name, self.go, self.fails = name, go, fails
-        self.asked: list[tuple[str, int]] = []
-
-    def make(self, prompt: str, question: Media | None, seed: int) -> Image.Image:
-        self.asked.append((prompt, seed))
-        assert self.go.wait(30)
-        if self.fails:
-            raise RuntimeError("out of paint")
-        return picture(seed % 10_000)
 
 
 class Speaker:

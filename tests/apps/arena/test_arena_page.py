@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ from sqlalchemy import func, select
 from apps.arena.packs.format import Pack, PackItem, PackOutput
 from apps.arena.packs.importing import import_pack
 from apps.arena.service import Arena
+from apps.arena.settings import Live
 from apps.arena.store.schema import battles, events, votes
 from apps.arena.web.app import create_app
-from tests.apps.arena.small import PLAIN, answer_pack, image_pack
+from tests.apps.arena.small import PLAIN, Painter, answer_pack, image_pack
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
@@ -50,13 +53,9 @@ def hostile_pack() -> Pack:
     return Pack("hostile", items, "ab" * 16, {}.__getitem__)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """An arena on a port of this machine, with pictures and answers."""
-    arena = Arena(tmp_path_factory.mktemp("page") / "arena", replace(PLAIN, personal_board_votes=2, board_seconds=1))
-    for pack in (image_pack(models=MODELS), answer_pack(), hostile_pack()):
-        import_pack(arena.writer, arena.media, pack, arena.clock())
-    arena.board.refresh()
+@contextmanager
+def serving(arena: Arena) -> Iterator[Site]:
+    """Serve an arena on a port of this machine."""
     server = uvicorn.Server(uvicorn.Config(create_app(arena), port=0, log_level="warning", server_header=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -67,6 +66,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     yield Site(arena, f"http://127.0.0.1:{port}")
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An arena with pictures and answers."""
+    arena = Arena(tmp_path_factory.mktemp("page") / "arena", replace(PLAIN, personal_board_votes=2, board_seconds=1))
+    for pack in (image_pack(models=MODELS), answer_pack(), hostile_pack()):
+        import_pack(arena.writer, arena.media, pack, arena.clock())
+    arena.board.refresh()
+    with serving(arena) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +147,7 @@ def test_a_battle_by_keyboard_alone(page: Any, site: Site) -> None:
     page.wait_for_selector(JUDGING)
     first = page.locator(".view img").first.get_attribute("src")
     page.keyboard.press("s")
-    page.wait_for_selector(f'{JUDGING} .view img:not([src="{first}"])')
+    page.wait_for_selector(f'{JUDGING} [data-side="a"] img:not([src="{first}"])')
     assert site.count(battles, battles.c.skipped.is_not(None)) == skipped + 1
 
 
@@ -194,6 +204,50 @@ def test_a_reload_finds_the_battle_and_the_vote_again(page: Any, site: Site) -> 
     page.go_back()
     page.wait_for_selector(REVEALED)
     assert "" not in names(page) and site.count() == before + 1
+
+
+def test_another_category_and_back_loses_no_battle(page: Any) -> None:
+    """What was shown comes back, and what was fetched ahead stays: odd asks for two battles, even for none again."""
+    pick(page, "even")
+    page.wait_for_load_state("networkidle")
+    shown, asked = page.locator(".view img").first.get_attribute("src"), list[str]()
+    page.on("request", lambda request: request.url.endswith("/api/battle") and asked.append(request.post_data))
+    pick(page, "odd")
+    assert page.locator(".view img").first.get_attribute("src") != shown
+    pick(page, "even")
+    assert page.locator(".view img").first.get_attribute("src") == shown
+    assert asked and all("odd" in body for body in asked) and len(asked) <= 2
+    page.reload()
+    page.wait_for_selector(JUDGING)
+    assert page.locator('[data-arena="category"]').input_value() == "even"
+
+
+def test_a_reload_keeps_the_place_in_the_queue(browser: Any, tmp_path: Path) -> None:
+    """A prompt of one's own is being drawn, the page is loaded again, and its battle comes: one was asked for."""
+    go = threading.Event()
+    arena = Arena(tmp_path, replace(PLAIN, live=Live(release_seconds=1)))
+    import_pack(arena.writer, arena.media, image_pack(), arena.clock())
+    arena.board.refresh()
+    arena.start_live([Painter("wombat", go), Painter("numbat", go)])
+    with serving(arena) as served:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(served.url)
+        page.wait_for_selector(JUDGING)
+        page.get_by_label("Your own prompt").fill("a blue cat")
+        page.get_by_role("button", name="Ask both").click()
+        page.wait_for_selector("text=Yours is being made")
+        page.reload()
+        page.wait_for_selector("text=Yours is being made")
+        go.set()
+        page.wait_for_selector(JUDGING)
+        assert page.locator(".prompt").inner_text() == "a blue cat"
+        assert served.count(battles, battles.c.kind == "live") == 1
+        page.reload()
+        page.wait_for_selector(JUDGING)
+        assert page.locator(".prompt").inner_text() == "a blue cat"
+        context.close()
 
 
 def test_two_tabs_of_one_voter_hold_two_battles(page: Any, site: Site) -> None:

@@ -1,5 +1,5 @@
 // The voter's stage. It holds a battle and its signed token, nothing else; every decision is the server's.
-const KEPT = "palate-arena-battle";
+const KEPT = "palate-arena-battle", TICKET = "palate-arena-ticket";
 
 class Answer extends Error {
   constructor(status, body) {
@@ -29,7 +29,8 @@ const wait = (milliseconds) => new Promise((done) => setTimeout(done, millisecon
 
 function start(stage) {
   const part = (name) => stage.querySelector(`[data-arena="${name}"]`);
-  const state = { phase: "loading", battle: null, outcome: null, reasons: new Set(), busy: false, ahead: null, deadline: 0 };
+  const state = { phase: "loading", battle: null, outcome: null, reasons: new Set(), busy: false, category: null, deadline: 0 };
+  const dealt = new Map(); // chosen category -> battles not judged yet: fetched ahead, or set aside
   const zoom = { scale: 1, x: 0, y: 0 };
   let reveal_after = 10;
 
@@ -54,8 +55,8 @@ function start(stage) {
     part("blink").hidden = !state.battle || state.battle.kind !== "image" || phase === "loading";
     for (const side of stage.querySelectorAll(".side")) side.classList.toggle("chosen", state.outcome === side.dataset.side);
     if (state.battle) {
-      const { battle, outcome, deadline, revealed: shown } = state;
-      sessionStorage.setItem(KEPT, JSON.stringify({ battle, outcome, deadline, shown, phase }));
+      const { battle, category, outcome, deadline, revealed: shown } = state;
+      sessionStorage.setItem(KEPT, JSON.stringify({ battle, category, outcome, deadline, shown, phase }));
     }
   }
 
@@ -118,24 +119,32 @@ function start(stage) {
     return battle;
   }
 
+  const waiting = (category) => dealt.get(category) || dealt.set(category, []).get(category);
+  const isFresh = (battle) => battle && !(battle instanceof Error) && Date.parse(battle.expires) - Date.now() >= 60_000;
+
   function prefetch() {
-    const about = wanted();
-    state.ahead = { category: about.category, coming: fetchBattle(about).catch((error) => error) };
+    const about = wanted(), list = waiting(about.category);
+    if (!list.length) list.push(fetchBattle(about).catch((error) => error));
+  }
+
+  // What is shown and not judged comes back when its category is chosen again.
+  function setAside() {
+    if (state.phase === "judging") waiting(state.category).unshift(state.battle);
   }
 
   async function next() {
     if (state.busy) return;
     state.busy = true;
     enter("loading");
-    const ahead = state.ahead;
-    state.ahead = null;
+    const about = wanted(), list = waiting(about.category);
     try {
-      let battle = ahead && ahead.category === wanted().category ? await ahead.coming : null;
-      if (battle && !(battle instanceof Error) && Date.parse(battle.expires) - Date.now() < 60_000) battle = null;
-      if (!battle || battle instanceof Error) {
+      let battle = null;
+      while (list.length && !isFresh(battle)) battle = await list.shift();
+      if (!isFresh(battle)) {
         say("Fetching a battle …");
-        battle = await fetchBattle(wanted());
+        battle = await fetchBattle(about);
       }
+      state.category = about.category;
       show(battle);
       prefetch();
     } catch (error) {
@@ -176,19 +185,30 @@ function start(stage) {
     event.preventDefault();
     const form = event.target, prompt = form.prompt.value.trim(), file = form.picture.files[0];
     if (!prompt || state.busy) return;
+    setAside();
+    await fetchLive(async () => {
+      const image = file ? (await call("/api/upload", await file.arrayBuffer(), true)).image : null;
+      const answer = await call("/api/battle", image ? { prompt, image } : { prompt });
+      form.reset();
+      return answer;
+    });
+  }
+
+  async function fetchLive(ask) {
     state.busy = true;
     enter("loading");
     try {
-      const image = file ? (await call("/api/upload", await file.arrayBuffer(), true)).image : null;
-      let answer = await call("/api/battle", image ? { prompt, image } : { prompt });
+      let answer = await ask();
       while (answer.ticket) {
+        sessionStorage.setItem(TICKET, answer.ticket);
         say(answer.position > 1 ? `${answer.position - 1} before yours in the queue …` : "Yours is being made …");
         await wait(1000);
         answer = await call("/api/battle", { ticket: answer.ticket });
       }
-      form.reset();
+      sessionStorage.removeItem(TICKET);
       show(answer);
     } catch (error) {
+      if (error.error !== "offline") sessionStorage.removeItem(TICKET);
       await stop(error);
     } finally {
       state.busy = false;
@@ -340,7 +360,11 @@ function start(stage) {
   part("reveal").addEventListener("click", reveal);
   part("next").addEventListener("click", next);
   part("live").addEventListener("submit", live);
-  part("category").addEventListener("change", () => state.phase !== "voted" && next());
+  part("category").addEventListener("change", () => {
+    if (state.busy || state.phase === "voted") return;
+    setAside();
+    next();
+  });
 
   const keys = {
     a: () => vote("a"), arrowleft: () => vote("a"), b: () => vote("b"), arrowright: () => vote("b"),
@@ -369,11 +393,15 @@ function start(stage) {
   });
   document.addEventListener("keyup", (event) => event.key === " " && blink(false));
 
-  // --- start: a reload finds its battle again ------------------------------------------------------------------------
+  // --- start: a reload finds its battle again, or its place in the queue ---------------------------------------------
 
   async function restore() {
+    const ticket = sessionStorage.getItem(TICKET);
+    if (ticket) return fetchLive(() => call("/api/battle", { ticket }));
     const kept = JSON.parse(sessionStorage.getItem(KEPT) || "null");
     if (!kept?.battle || Date.parse(kept.battle.expires) < Date.now() || kept.phase === "loading") return next();
+    part("category").value = kept.category || "";
+    state.category = kept.category;
     show(kept.battle);
     prefetch();
     if (kept.phase === "voted") {
@@ -407,6 +435,7 @@ async function forget(button) {
   if (!confirm("Delete all of your votes and prompts? This cannot be undone.")) return;
   const { votes } = await call("/api/me/delete", {});
   sessionStorage.removeItem(KEPT);
+  sessionStorage.removeItem(TICKET);
   button.replaceWith(`Deleted: ${votes} votes, and whatever else was known of you.`);
 }
 
