@@ -88,11 +88,9 @@ def _add_pope(parser: argparse.ArgumentParser) -> None:
 
 
 def _pope(args: argparse.Namespace) -> tuple[Benchmark, bool]:
-    from vlm.evaluate import read_pope
-    from vlm.evaluate.toy import toy_pope, toy_split
+    from vlm.evaluate.opening import open_pope
 
-    toy = args.questions.startswith("toy:")
-    return (toy_pope(toy_split(args.questions)) if toy else read_pope(args.questions)), toy
+    return open_pope(args.questions)
 
 
 def _add_chair(parser: argparse.ArgumentParser) -> None:
@@ -109,17 +107,9 @@ def _add_chair(parser: argparse.ArgumentParser) -> None:
 def _chair(args: argparse.Namespace) -> tuple[Benchmark, bool]:
     from dataclasses import replace
 
-    from vlm.evaluate import read_chair
-    from vlm.evaluate.toy import toy_chair, toy_split
-    from vlm.evaluate.vocabulary import coco, read_vocabulary
+    from vlm.evaluate.opening import open_chair
 
-    toy = args.truth[0].startswith("toy:")
-    if toy and args.synonyms:
-        raise UserError("The toy world has words of its own; leave --synonyms out.")
-    if toy:
-        benchmark = toy_chair(toy_split(args.truth[0]))
-    else:
-        benchmark = read_chair(args.truth, read_vocabulary(args.synonyms) if args.synonyms else coco())
+    benchmark, toy = open_chair(args.truth, args.synonyms)
     return (replace(benchmark, prompt=args.prompt) if args.prompt else benchmark), toy
 
 

@@ -164,9 +164,13 @@ class _Draw(LogitsProcessor):
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and afterwards each of its modules into the mode that it was in."""
+    """Put a model into evaluation mode, and afterwards each of its modules into the mode that it was in.
+
+    4-bit layers stay in theirs (`vlm.method.stay_awake`).
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:
+        module.training = module.training and type(module).__name__ == "Linear4bit"
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from palate.training.objective import ObjectiveConfig
-from palate.training.settings import LoopConfig, PairDataConfig
+from palate.training.settings import EvalConfig, LoopConfig, PairDataConfig
 from vlm.corruption import Corruption
 from vlm.recipes import Fidelity
 
@@ -98,6 +98,22 @@ class ReferenceConfig:
 
 
 @dataclass
+class BenchmarksConfig(EvalConfig):
+    """Held-out measures during training, and benchmarks that the model answers at every evaluation."""
+
+    pope: str = ""
+    """POPE's file of questions to ask, or toy:held_out; empty asks none. Figures go into the journal as eval/pope/..."""
+    chair: list[str] = field(default_factory=list)
+    """CHAIR's files of truth whose images are to be described (`palate eval chair --truth`), or [toy:held_out]."""
+    amber: str = ""
+    """AMBER's folder data/, whose images are to be described."""
+    image_root: str = ""
+    """Folder of the images of all of them; the toy world needs none."""
+    questions: PositiveInt = 200
+    """Ask the first so many questions of each."""
+
+
+@dataclass
 class VLMConfig(LoopConfig):
     """Preference training of a vision-language model."""
 
@@ -110,3 +126,4 @@ class VLMConfig(LoopConfig):
     data: DataConfig = field(default_factory=DataConfig)
     objective: VLMObjectiveConfig = field(default_factory=VLMObjectiveConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    eval: BenchmarksConfig = field(default_factory=BenchmarksConfig)

@@ -42,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ()) -> Any:
     """Train as configured and return the loop's `Outcome`. `resolved` is the configuration as YAML.
 
-    measures: what else an evaluation measures (`vlm.method.Measure`).
+    measures: what an evaluation measures (`vlm.method.Measure`) beside the benchmarks that `config.eval` names.
     """
     # Heavy imports wait until the configuration is known to be good.
     from palate.training.data import Data, MapData, StreamData
     from palate.training.loop import explain_memory, fit, start_accelerator
     from vlm.data import PairExamples, PairList
     from vlm.encoding import Encoder
+    from vlm.evaluate.run import measures_of
     from vlm.feature_store import FeatureStore
     from vlm.method import AnswerMethod
     from vlm.objective import Wanted, build_loss
@@ -59,7 +60,13 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
 
     quiet_libraries()
     _check_features(config)
+    benchmarks = measures_of(config.eval, batch_size=2 * config.train.batch_size)
     accelerator = start_accelerator(config)
+    if benchmarks and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        raise UserError(
+            "The model cannot answer a benchmark while its weights are divided over processes. Leave --eval.pope, "
+            "--eval.chair and --eval.amber out, and run `palate eval` on the model afterwards."
+        )
     model, wanted = config.model, config.objective
     recipe = resolve(
         wanted.recipe,
@@ -117,7 +124,7 @@ def train(config: VLMConfig, resolved: str, *, measures: Sequence[Measure] = ())
         held_out=held_out,
         eval_batch=config.train.batch_size,
         entanglement_every=wanted.entanglement_every,
-        measures=measures,
+        measures=[_in_precision(measure, accelerator) for measure in (*benchmarks, *measures)],
     )
     made_of = {"model": asdict(model), "objective": asdict(wanted), "reference": asdict(config.reference)}
     free = ("gradient_checkpointing", "head_chunks", "features")
@@ -137,6 +144,16 @@ def _check_features(config: VLMConfig) -> None:
             f"--model.features keeps what tower and projector make of an image, and the {' and the '.join(trained)} would "
             f"train. Set --model.{trained[0]}.tuning frozen, or leave --model.features out."
         )
+
+
+def _in_precision(measure: Measure, accelerator: Accelerator) -> Measure:
+    """Return the measure, its forwards in the run's precision: parts that train are in fp32 beside frozen ones in bf16."""
+
+    def measured(loaded: Loaded, folder: Path, step: int) -> dict[str, float]:
+        with accelerator.autocast():
+            return measure(loaded, folder, step)
+
+    return measured
 
 
 def _load(config: VLMConfig, accelerator: Accelerator) -> Loaded:

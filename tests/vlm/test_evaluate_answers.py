@@ -159,6 +159,7 @@ def test_a_result_as_table_json_and_page(tmp_path: Path) -> None:
     result = small().score({"0": "Yes", "1": "<script>alert(1)</script>", "2": "No"})
     table = str(result).splitlines()
     assert table[0].startswith("pope: 3 answers, 2 images, 1 true positives")
+    assert table[0].endswith("1 false negatives; 1 questions left out")
     assert [line.split()[0] for line in table[1:]] == [f.name for f in result.figures]
     data = json.loads(write_result(tmp_path / "deep" / "pope.json", result).read_text())
     assert data["figures"]["accuracy"]["value"] == pytest.approx(1 / 3) and data["left_out"] == 1

@@ -5,6 +5,7 @@ The processes are real: torchrun starts them on the CPU.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ STEADY = {"optim.eps": 1e-3, "optim.lr": 1e-3, "train.steps": 3, "checkpoint.eve
 @pytest.mark.parametrize(
     "way",
     [
-        {"objective.recipe": "povid_stage2", "eval.every": 3, "data.held_out": 0.4},
+        {
+            "objective.recipe": "povid_stage2",
+            "eval.every": 3,
+            "eval.pope": "toy:held_out",
+            "eval.questions": 11,
+            "data.held_out": 0.4,
+        },
         {"objective.recipe": "mdpo", "reference.kind": "cached", "model.language.tuning": "full"},
     ],
     ids=["povid stage 2", "mdpo, cached, full"],
@@ -39,6 +46,9 @@ def test_one_by_four_is_two_by_two(way: dict[str, Any], tiny_folder: Callable[[s
     difference = largest_difference(weights(tmp_path / "two" / "model"), weights(tmp_path / "one" / "model"))
     print(f"two processes against one: {difference:.1e}")
     assert difference < 1e-4
+    if "eval.pope" in way:
+        shares = [tmp_path / run / "samples" / "step-00000003" / "toy-pope.json" for run in ("one", "two")]
+        assert [json.loads(path.read_text())["counts"]["answers"] for path in shares] == [11, 11]
     for kind in ("train", "eval"):
         for mine, theirs in zip(rows(tmp_path / "two", kind), rows(tmp_path / "one", kind), strict=True):
             for name in mine.keys() & {
@@ -48,5 +58,6 @@ def test_one_by_four_is_two_by_two(way: dict[str, Any], tiny_folder: Callable[[s
                 "eval/margin",
                 "eval/chosen_nll",
                 "eval/image_reliance",
+                "eval/toy pope/length",
             }:
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), (kind, mine["step"], name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from palate.errors import GuardStop, UserError
 from palate.training.guard import Guard, GuardConfig
 from tests.t2i.runs import rows
 from tests.vlm.batches import mixed_batch
-from tests.vlm.runs import noise_pairs, options, run_in_process, write
+from tests.vlm.runs import launch, noise_pairs, options, run_in_process, write
+from vlm.evaluate.run import evaluate
+from vlm.evaluate.toy import toy_chair, toy_picture
+from vlm.generate import LocalAnswerer
 from vlm.loading import load_model
 from vlm.scoring import AnswerScores
 from vlm.train import main
@@ -127,6 +131,38 @@ def test_the_journal_says_what_happens(tiny_folder: Callable[[str], Path], pairs
     assert "recipe: mdpo" in (out / "model" / "palate.yaml").read_text()
 
 
+def test_benchmarks_are_asked_at_every_evaluation(tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
+    """The saved model says what the trained one said at its last evaluation."""
+    out = tmp_path / "run"
+    settings = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "out": str(out), "data.held_out": 0.3}
+    asked = {"eval.every": 2, "eval.pope": "toy:held_out", "eval.chair": ["toy:held_out"], "eval.questions": 3}
+    outcome = run_in_process({**settings, **asked, "eval.keep_best": "toy pope/accuracy", "train.steps": 2})
+    found = rows(out, "eval")
+    assert [row["step"] for row in found] == [0, 2] and (out / "best").is_dir()
+    for row in found:
+        assert {
+            "eval/margin",
+            "eval/toy pope/accuracy",
+            "eval/toy chair/CHAIR_i",
+            "eval/toy chair/recall",
+        } <= row.keys()
+    written = json.loads((out / "samples" / "step-00000002" / "toy-chair.json").read_text())
+    assert written["counts"]["descriptions"] == 3
+    answerer = LocalAnswerer(load_model(str(outcome.model)), max_new_tokens=64)
+    for name, figure in evaluate(toy_chair(), answerer, toy_picture, limit=3).metrics().items():
+        assert found[-1][f"eval/{name}"] == (None if math.isnan(figure) else pytest.approx(figure))
+
+
+@pytest.mark.launch
+def test_benchmarks_are_asked_in_the_runs_precision(tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
+    """The projector, which trains, is in fp32 between a frozen tower and language model in bf16."""
+    settings = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "out": str(tmp_path / "run")}
+    asked = {"eval.every": 1, "eval.pope": "toy:held_out", "eval.questions": 2, "train.steps": 1}
+    said = launch(["vlm.train"], {**settings, **asked, "train.precision": "bf16"})
+    assert "exit status 0" in said and "cpu, bf16" in said, said
+    assert all(row["eval/toy pope/length"] is not None for row in rows(tmp_path / "run", "eval"))
+
+
 def test_a_fall_of_the_chosen_answers_stops_where_it_is_named(
     tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
 ):
@@ -167,6 +203,9 @@ WRONG = {
     "no such recipe": ({"objective.recipe": "mdpoo"}, "did you mean 'mdpo'"),
     "no such part": ({"model.projecter.lr": 1}, "did you mean 'model.projector"),
     "image root": ({"data.image_root": "/nowhere"}, "is not a folder"),
+    "benchmark, never": ({"eval.pope": "toy:held_out"}, r"--eval\.every 0 allows none"),
+    "benchmark, no images": ({"eval.every": 1, "eval.chair": ["TRUTH"]}, r"--eval\.image_root is missing"),
+    "benchmark, images gone": ({"eval.every": 1, "eval.chair": ["TRUTH"], "eval.image_root": "."}, "1 of 1 images"),
 }
 
 
@@ -174,6 +213,10 @@ WRONG = {
 def test_mistakes_end_in_a_sentence(case: str, tiny_folder: Callable[[str], Path], pairs: Path, tmp_path: Path):
     settings, says = WRONG[case]
     common = {"model.path": str(tiny_folder("llava")), "data.path": str(pairs), "out": str(tmp_path / "run")}
+    if "eval.chair" in settings:
+        truth = tmp_path / "truth.json"
+        truth.write_text('[{"image": "none.jpg", "objects": ["dog"]}]')
+        settings = {**settings, "eval.chair": [str(truth)]}
     with pytest.raises(UserError, match=says):
         main(options({**common, **settings}))
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -188,6 +231,8 @@ def test_a_quantised_base_with_an_adapter_trains(tiny_folder: Callable[[str], Pa
             **settings,
             "model.quantise": "4bit",
             "eval.every": 2,
+            "eval.pope": "toy:held_out",
+            "eval.questions": 2,
             "data.held_out": 0.3,
             "reference.kind": "cached",
             "model.projector.tuning": "frozen",

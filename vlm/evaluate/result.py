@@ -96,7 +96,8 @@ class Result:
         width = max(map(len, labels))
         shown = [f"{label:<{width}}  {f.estimate}" for label, f in zip(labels, self.figures, strict=True)]
         numbers = ", ".join(f"{value} {name}" for name, value in self.counts.items())
-        return "\n".join([f"{self.benchmark}: {numbers}", *shown])
+        without = f"; {self.left_out} questions left out" if self.left_out else ""
+        return "\n".join([f"{self.benchmark}: {numbers}{without}", *shown])
 
 
 class Benchmark(Protocol):

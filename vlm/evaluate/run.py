@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from vlm.evaluate.result import Benchmark, Question, Result, write_result
 
 if TYPE_CHECKING:
     from vlm.loading import Loaded
+    from vlm.settings import BenchmarksConfig
 
 Pictures = Callable[[str], Media]
 """Name of an image -> the image."""
@@ -67,8 +67,7 @@ def evaluate(
 ) -> Result:
     """Return a model's figures without keeping its answers. Questions that cannot be answered are left out and counted."""
     asks = asks_of(benchmark.questions, pictures, limit=limit, instruction=instruction)
-    answers = {asks[k].id: answer.text for k, answer in answerer.answer(asks) if not answer.failure}
-    return benchmark.score(answers)
+    return benchmark.score(_texts(answerer, asks))
 
 
 def measure(
@@ -82,19 +81,63 @@ def measure(
 ) -> Callable[[Loaded, Path, int], dict[str, float]]:
     """Return what measures a model while it trains: a `vlm.method.Measure`. It writes the result into the folder, too.
 
+    Of several processes, which must hold the same weights, each answers its share.
+
     pope = read_pope("coco_pope_random.json")
     train(config, resolved, measures=[measure(pope, folder_of("val2014"), limit=300)])
     """
 
     def measured(loaded: Loaded, folder: Path, step: int) -> dict[str, float]:
+        import torch.distributed as processes
+
         from vlm.generate import LocalAnswerer
 
+        together = processes.is_available() and processes.is_initialized()
+        rank, count = (processes.get_rank(), processes.get_world_size()) if together else (0, 1)
         answerer = LocalAnswerer(
             loaded, batch_size=batch_size, max_new_tokens=max_new_tokens or benchmark.max_new_tokens
         )
-        result = evaluate(benchmark, answerer, pictures, limit=limit, instruction=instruction)
-        if int(os.environ.get("RANK", "0")) == 0:
+        asks = asks_of(benchmark.questions, pictures, limit=limit, instruction=instruction)
+        # Whole batches are dealt out, so that an answer does not depend on the number of processes.
+        found = [_texts(answerer, [ask for k, ask in enumerate(asks) if k // batch_size % count == rank])]
+        if together:
+            mine, found = found[0], [{} for _ in range(count)]
+            processes.all_gather_object(found, mine)
+        result = benchmark.score({key: text for texts in found for key, text in texts.items()})
+        if rank == 0:
             write_result(folder / f"{result.benchmark.replace(' ', '-')}.json", result)
         return result.metrics()
 
     return measured
+
+
+def measures_of(
+    settings: BenchmarksConfig, *, batch_size: int = 8
+) -> list[Callable[[Loaded, Path, int], dict[str, float]]]:
+    """Return what the settings want measured at every evaluation (`measure`). Raises UserError for missing files."""
+    from vlm.evaluate.amber import read_amber
+    from vlm.evaluate.opening import open_chair, open_pope
+    from vlm.evaluate.toy import toy_picture
+
+    wanted: list[tuple[Benchmark, bool]] = []
+    if settings.pope:
+        wanted.append(open_pope(settings.pope))
+    if settings.chair:
+        wanted.append(open_chair(settings.chair))
+    if settings.amber:
+        wanted.append((read_amber(Path(settings.amber), "generative"), False))
+    if wanted and not settings.every:
+        raise UserError("A benchmark is to be measured at every evaluation, and --eval.every 0 allows none.")
+    made = []
+    for benchmark, toy in wanted:
+        if not (toy or settings.image_root):
+            raise UserError(f"--eval.image_root is missing: name the folder of the images of {benchmark.name}.")
+        pictures = toy_picture if toy else folder_of(settings.image_root)
+        asks_of(benchmark.questions, pictures, limit=settings.questions)  # missing images, before a model is loaded
+        made.append(measure(benchmark, pictures, limit=settings.questions, batch_size=batch_size))
+    return made
+
+
+def _texts(answerer: Answerer, asks: Sequence[Ask]) -> dict[str, str]:
+    """Return what was answered, by the id of the ask; failures are left out."""
+    return {asks[k].id: answer.text for k, answer in answerer.answer(asks) if not answer.failure}
