@@ -157,7 +157,8 @@ def palate(words: list[str]) -> None:
         check_training(words[1], words[2:])
     elif len(words) > 1:  # else only the command's name, in a sentence
         options = read_options(COMMANDS[words[0]][0], words[1:]).options
-        for name in getattr(options, "scorer", None) or []:
+        named = getattr(options, "scorer", None) or []
+        for name in [named] if isinstance(named, str) else named:
             check_scorer(name)
 
 
