@@ -189,13 +189,13 @@ async def prefetched(path: str, connections: int, each: int) -> tuple[float, Mea
     return connections * each / (time.perf_counter() - began), measured
 
 
-async def think(path: str, sessions: int, pause: float, seconds: float) -> tuple[float, Measured]:
+async def think(path: str, sessions: int, pause: float, seconds: float, arrive: float) -> tuple[float, Measured]:
     """Return votes per second of so many people at the page who think for `pause` seconds on average before each vote.
 
-    They come one after the other within the first `pause` seconds, which do not count.
+    They come one after the other within the first `arrive` seconds, which do not count.
     """
     measured, warm = Measured(), Measured()
-    start = time.perf_counter() + pause
+    start = time.perf_counter() + arrive
     until = start + seconds
 
     def noted() -> Measured:
@@ -203,7 +203,7 @@ async def think(path: str, sessions: int, pause: float, seconds: float) -> tuple
 
     async def run(number: int) -> None:
         session = Session(path)
-        await asyncio.sleep(pause * number / sessions)
+        await asyncio.sleep(arrive * number / sessions)
         await session.open()
         began = time.perf_counter()
         await session.ask("GET", "/")
@@ -233,7 +233,8 @@ def _section(
     lines = [
         f"{date.today()}, {cores} cores of {cpu} for the server and who asks it; {args.models} models. SQLite with "
         f"synchronous=FULL. {args.connections} connections without pauses, each with {args.each} battles fetched before; "
-        f"then {args.sessions} people at the page who think for {args.pause:g} s on average, {args.seconds:g} s long.",
+        f"then {args.sessions} people at the page, who came within {args.arrive:g} s and think for {args.pause:g} s on "
+        f"average, {args.seconds:g} s long.",
         "",
         "| | measured | aim |",
         "|---|---|---|",
@@ -257,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=50, help="votes of each on battles fetched before (default: 50)")
     parser.add_argument("--sessions", type=int, default=400, help="people at the page (default: 400)")
     parser.add_argument("--pause", type=float, default=6.0, help="mean seconds that they think (default: 6)")
+    parser.add_argument(
+        "--arrive", type=float, default=30.0, help="seconds in which they come, not counted (default: 30)"
+    )
     parser.add_argument("--models", type=int, default=20, help="models in the arena (default: 20)")
     parser.add_argument("--folder", type=Path, help="where the database lies (default: a temporary folder)")
     parser.add_argument("--write", action="store_true", help="write the section of benchmarks/RESULTS.md")
@@ -283,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cost = 1000 * (used() - before - cost) / len(measured.steps["vote"])
         print(f"{both:.0f} durable votes/s, each with its battle; {cost:.2f} ms of the server's CPU for both")
         print(measured.line("battle"), measured.line("vote"), sep="\n")
-        rate, measured = asyncio.run(think(path, args.sessions, args.pause, args.seconds))
+        rate, measured = asyncio.run(think(path, args.sessions, args.pause, args.seconds, args.arrive))
         print(f"{args.sessions} people at the page who think for {args.pause:g} s: {rate:.0f} votes/s")
         print(*(measured.line(name) for name in STEPS if measured.steps[name]), sep="\n")
         server.terminate()
