@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,6 +25,8 @@ def create_app(arena: Arena, *, ui: bool = True, admin_everywhere: bool = False)
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keep_house())
+        gc.collect()
+        gc.freeze()  # or a collection walks all of Gradio while a vote waits
         yield
         keeping.cancel()
         await asyncio.to_thread(arena.close)
