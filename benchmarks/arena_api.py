@@ -253,11 +253,11 @@ def _section(
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; with `--write`, write the section of RESULTS.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arena api", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: 10)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each part (default: 20)")
     parser.add_argument("--connections", type=int, default=64, help="of the parts without people (default: 64)")
     parser.add_argument("--each", type=int, default=50, help="votes of each on battles fetched before (default: 50)")
     parser.add_argument("--sessions", type=int, default=400, help="people at the page (default: 400)")
-    parser.add_argument("--pause", type=float, default=6.0, help="mean seconds that they think (default: 6)")
+    parser.add_argument("--pause", type=float, default=7.5, help="mean seconds that they think (default: 7.5)")
     parser.add_argument(
         "--arrive", type=float, default=30.0, help="seconds in which they come, not counted (default: 30)"
     )
