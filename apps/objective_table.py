@@ -26,9 +26,9 @@ All train {steps} steps by the recipe toy/dpo: the same pairs, batch and learnin
 Objectives that share Diffusion-DPO's beta take {beta:g}, the others that of [the table](objectives.md). odpo trains on
 the pairs whose chosen image has the higher taste, since votes give no score gap. The table says that each objective
 learns, and how far it drifts; it does not rank them beyond their intervals. With two images to a prompt lambda_rank,
-rank_dpo and plackett_luce are dpo; dspo at its own beta is sft but for a thousandth of the gradient. The guard only warns here: an objective
-whose chosen error grows past 1.25 times the reference's would be stopped by the recipe. Seconds per step are the median of
-{timed} steps run after the trials, one objective at a time on {threads} threads."""
+rank_dpo and plackett_luce are dpo; dspo at its own beta is sft but for a thousandth of the gradient. The guard only
+warns here: an objective whose chosen error grows past 1.25 times the reference's would be stopped by the recipe. Seconds
+per step are the median of {timed} steps run after the trials, one objective at a time on {threads} threads."""
 TIMED_STEPS = 10
 
 

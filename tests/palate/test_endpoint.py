@@ -331,8 +331,9 @@ def test_a_cache_that_cannot_be_written_loses_no_answer(server: Server, tmp_path
     ],
 )
 def test_wrong_settings(how: dict[str, Any], said: str) -> None:
+    how = dict(how)
     with pytest.raises(UserError, match=said):
-        ChatClient(**{"url": "http://localhost/v1", "model": "tiny", **how})
+        ChatClient(how.pop("url", "http://localhost/v1"), how.pop("model", "tiny"), **how)
 
 
 def test_a_place_without_its_image() -> None:
