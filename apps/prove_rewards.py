@@ -20,8 +20,8 @@ from palate.statistics import Estimate
 if TYPE_CHECKING:
     from palate.toy.grammar import Split
 
-TRIAL = Trial("Learned scorer", "toy/rewards", ("--train.steps", "750"))
-BATTLES, HELD_OUT, VOTES = 16_000, 1000, 5
+TRIAL = Trial("Learned scorer", "toy/rewards", ("--train.steps", "1500"))
+BATTLES, HELD_OUT, VOTES = 32_000, 1000, 5
 TESTS: Mapping[str, tuple[Split, int]] = {"new battles": ("train", 1000), "new prompts": ("held_out", 0)}
 """Held-out votes -> (split of the prompts, what is added to the seed of the battles)."""
 SCORERS = ("learned", "toy", "toy-taste")
@@ -96,9 +96,9 @@ def table(results: Results, seeds: Sequence[int]) -> list[str]:
     """Return the lines on how it was done, and the table."""
     lines = [
         f"{VOTES} of 50 synthetic voters judge each of {BATTLES:,} rendered battles. The toy's CLIP is trained on their "
-        f"votes by the recipe `{TRIAL.recipe}`, in {TRIAL.overrides[1]} steps; its best model on prompts kept from training "
-        f"is judged by the votes on {HELD_OUT:,} new battles of the same prompts, and as many of prompts that nothing was "
-        "trained on. "
+        f"votes by the recipe `{TRIAL.recipe}`, in {TRIAL.overrides[1]} steps; its best model on prompts kept from it, "
+        f"by the loss, is judged by the votes on {HELD_OUT:,} new battles of the same prompts, and as many of prompts that "
+        "nothing was trained on. "
         "Voters share the hidden taste, each in a mixture of their own and with noise, so that the taste itself does not "
         "always agree with them: its accuracy is what can be asked for. Majorities that are ties are left out; intervals "
         "are 95 % and resample prompts. Seeds change the battles, the votes and the training.",
