@@ -21,12 +21,13 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from palate.errors import UserError
 from palate.randomness import uniform
+from palate.tensor_store import weights_hash
 from vlm.answering import Answer, Ask
 from vlm.batch import Encoded
 from vlm.corruption import Corruption, corrupt_pictures, corrupt_values
 from vlm.encoding import Encoder
 from vlm.loading import Loaded
-from vlm.reference_cache import processor_hash, weights_hash
+from vlm.reference_cache import processor_hash
 
 NONE = Corruption()
 
@@ -63,7 +64,7 @@ class LocalAnswerer:
     def settings(self) -> Mapping[str, Any]:
         return {
             "model": self.loaded.source,
-            "weights": weights_hash(self.loaded.model),
+            "weights": weights_hash([("", self.loaded.model)]),
             "processor": processor_hash(self.loaded.processor),
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from palate.errors import UserError
+from palate.tensor_store import weights_hash
 from vlm.data import Known
 
 FORMAT = 1
@@ -125,17 +126,12 @@ class ReferenceCache(Mapping[str, Known]):
 
 def fingerprint_of(model: nn.Module, processor: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes the scores of a reference these scores: hashes of weights and processor, and the settings."""
-    return {"format": FORMAT, "weights": weights_hash(model), "processor": processor_hash(processor), **settings}
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return a hash of a model's weights and buffers by name: 32 hex characters."""
-    total = blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().contiguous().reshape(-1)
-        total.update(flat.view(torch.uint8).cpu().numpy() if flat.numel() else b"")
-    return total.hexdigest()
+    return {
+        "format": FORMAT,
+        "weights": weights_hash([("", model)]),
+        "processor": processor_hash(processor),
+        **settings,
+    }
 
 
 def processor_hash(processor: Any) -> str:

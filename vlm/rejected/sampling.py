@@ -9,13 +9,13 @@ import torch
 
 from palate.conversations import Exchange
 from palate.errors import UserError
+from palate.tensor_store import weights_hash
 from vlm.answering import Ask
 from vlm.batch import Encoded
 from vlm.corruption import Corruption, corrupt_values
 from vlm.encoding import Encoder
 from vlm.generate import LocalAnswerer, context_of, corruption_said, frames_of
 from vlm.loading import Loaded
-from vlm.reference_cache import weights_hash
 from vlm.rejected.building import Made
 from vlm.scoring import AnswerScores
 
@@ -82,7 +82,7 @@ class Noised:
         self.scores = AnswerScores(loaded, with_reference=False, shared=False)
         self.settings: Mapping[str, Any] = {
             "model": loaded.source,
-            "weights": weights_hash(loaded.model),
+            "weights": weights_hash([("", loaded.model)]),
             "corruption": corruption_said(self.corruption),
             "seed": seed,
         }
