@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def in_its_own_process(module: str, case: str, options: Sequence[str]) -> dict[str, Any]:
+    """Run `python -m module --case case` and return the JSON of its last line; end where it fails, with what it said."""
+    made = subprocess.run([sys.executable, "-m", module, "--case", case, *options], capture_output=True, text=True)
+    if made.returncode:
+        raise SystemExit(f"{module} --case {case} failed:\n{made.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
+    return found
 
 
 def held(device: str) -> float:

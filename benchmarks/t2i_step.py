@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import held, machine, peak, write_section
+from benchmarks.measuring import held, in_its_own_process, machine, peak, write_section
 
 TITLE = "## Text-to-image steps"
 CASES = {
@@ -59,7 +58,8 @@ def main(argv: Sequence[str]) -> None:
         import torch
 
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = {case: _in_its_own_process(case, args) for case in CASES}
+    options = ["--device", args.device, "--pairs", str(args.pairs), "--steps", str(args.steps)]
+    found = {case: in_its_own_process("benchmarks.t2i_step", case, options) for case in CASES}
     trained = {one["trained"] for one in found.values()}
     losses = [one["loss"] for one in found.values()]
     if len(trained) > 1 or max(losses) - min(losses) > 1e-3:
@@ -68,16 +68,6 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(lines))
     if args.write:
         write_section(TITLE, "\n".join([_head(args, found), "", *lines]))
-
-
-def _in_its_own_process(case: str, args: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.t2i_step", "--case", case, "--device", args.device]
-    made = subprocess.run(
-        [*command, "--pairs", str(args.pairs), "--steps", str(args.steps)], capture_output=True, text=True
-    )
-    if made.returncode:
-        raise SystemExit(f"{CASES[case]} failed:\n{made.stderr[-3000:]}")
-    return json.loads(made.stdout.splitlines()[-1])
 
 
 def _table(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any
 
-from benchmarks.measuring import held, machine, peak, write_section
+from benchmarks.measuring import held, in_its_own_process, machine, peak, write_section
 
 TITLE = "## Vision-language steps"
 CASES = {
@@ -50,21 +49,15 @@ def main(argv: Sequence[str]) -> None:
         import torch
 
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = {case: _in_its_own_process(case, args) for case in CASES}
+    options = ["--device", args.device, "--pairs", str(args.pairs), "--steps", str(args.steps)] + [
+        "--checkpointing"
+    ] * args.checkpointing
+    found = {case: in_its_own_process("benchmarks.vlm_step", case, options) for case in CASES}
     _check_equal_work(found)
     lines = _table(found)
     print("\n".join(lines))
     if args.write:
         write_section(TITLE, "\n".join([_head(args, found), "", *lines]))
-
-
-def _in_its_own_process(case: str, args: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.vlm_step", "--case", case, "--device", args.device]
-    command += ["--pairs", str(args.pairs), "--steps", str(args.steps)] + ["--checkpointing"] * args.checkpointing
-    made = subprocess.run(command, capture_output=True, text=True)
-    if made.returncode:
-        raise SystemExit(f"{CASES[case]} failed:\n{made.stderr[-3000:]}")
-    return json.loads(made.stdout.splitlines()[-1])
 
 
 def _check_equal_work(found: dict[str, dict[str, Any]]) -> None:
