@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.arena.serve import add_store_options, open_arena
-from apps.sample import add_drawing_options
+from apps.sample import add_drawing_options, drawing_options
 from palate.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _draw(arena: Arena, args: argparse.Namespace, prompts: list[str]) -> Path:
     quiet_libraries()
     check_model(args.model)
     wanted, seeds = repeat_prompts(prompts[: args.limit] if args.limit else prompts, args.per_prompt, args.seed)
-    how = {"steps": args.steps, "guidance": args.guidance, "batch_size": args.batch_size}
+    how = drawing_options(args)
     folder = arena.folder / "drawn" / args.name.replace("/", "_")
     pipeline = load_pipeline(args.model, device=args.device)
     for _ in draw_folder(pipeline, wanted, seeds, folder, model=args.model, progress=f"draw {args.name}", **how):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from apps.benchmark import BENCHMARKS
 from apps.benchmark import main as benchmark
-from apps.sample import PROMPTS_HELP, add_drawing_options
+from apps.sample import PROMPTS_HELP, add_drawing_options, drawing_options
 from palate.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     scorers = [load_scorer(name, device=args.device, cache=args.out / "embeddings") for name in args.scorer]
     require_distinct(scorers)
     prompts, seeds = repeat_prompts(prompt_set.prompts, args.per_prompt, args.seed)
-    how = {"steps": args.steps, "guidance": args.guidance, "batch_size": args.batch_size}
+    how = drawing_options(args)
     for name, source in (("base", base), ("model", args.model)):
         pipeline = load_pipeline(source, device=args.device)
         for _ in draw_folder(pipeline, prompts, seeds, args.out / name, model=source, progress=f"draw {name}", **how):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.sample import add_drawing_options
+from apps.sample import add_drawing_options, drawing_options
 from palate.errors import UserError
 
 
@@ -73,7 +73,7 @@ def _draw(args: argparse.Namespace, models: list[tuple[str, str]]) -> list[tuple
     for _, source in models:
         check_model(source)
     wanted, seeds = repeat_prompts(read_prompts(args.prompts, args.limit), args.per_prompt, args.seed)
-    how = {"steps": args.steps, "guidance": args.guidance, "batch_size": args.batch_size}
+    how = drawing_options(args)
     folders = []
     for name, source in models:
         folder = args.out.with_name(f"{args.out.name}.drawn") / name

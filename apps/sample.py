@@ -33,14 +33,16 @@ def main(argv: Sequence[str]) -> None:
     if not args.reno and any(vars(args)[name] is not None for name in vars(args) if name.startswith("reno.")):
         raise UserError("--reno.* are settings of --reno: give that too, or leave them out.")
 
+    if args.reno and args.max_sequence_length:
+        raise UserError("--reno draws with the pipeline's own --max-sequence-length: leave it out.")
+
     from t2i.sample import draw_folder, load_pipeline, read_prompts, repeat_prompts
     from t2i.train import quiet_libraries
 
     quiet_libraries()
     prompts = args.prompt or read_prompts(args.prompts, args.limit)
     wanted, seeds = repeat_prompts(prompts, args.per_prompt, args.seed)
-    how: dict[str, Any] = {"steps": args.steps, "guidance": args.guidance, "batch_size": args.batch_size}
-    how["progress"] = "sample"
+    how = {**drawing_options(args), "progress": "sample"}
     if args.reno:
         how |= reno_options(args)  # first: a misspelt scorer should not cost the loading
     pipeline = load_pipeline(args.model, device=args.device)
@@ -59,7 +61,18 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=at_least_one, default=25, help="denoising steps (default: 25)")
     parser.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale (default: 7.5)")
     parser.add_argument("--batch-size", type=at_least_one, default=16, help="images per forward (default: 16)")
+    parser.add_argument(
+        "--max-sequence-length",
+        type=at_least_one,
+        help="tokens of a prompt in the long text encoder of SD3, FLUX.1 or Sana (default: the pipeline's)",
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: the best there is)")
+
+
+def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how to draw, as `t2i.sample.draw_folder` takes it, from the parsed options of `add_drawing_options`."""
+    how = {"steps": args.steps, "guidance": args.guidance, "batch_size": args.batch_size}
+    return how if args.max_sequence_length is None else {**how, "max_sequence_length": args.max_sequence_length}
 
 
 def at_least_one(text: str) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from palate.errors import UserError
 from palate.hub import explain_hub_error, split_revision
-from t2i.families import pipeline_class
+from t2i.families import pipeline_class, with_length
 from t2i.families.base import Family
 
 CLASSES = {
@@ -25,7 +25,7 @@ CLASSES = {
 SMALL = ["model_index.json", "*/*config*.json", "*/*tokenizer*", "*/vocab*", "*/merges.txt", "*/spiece.model"]
 
 
-def blueprint(source: str) -> Family:
+def blueprint(source: str, max_sequence_length: int = 0) -> Family:
     """Return the family of a pipeline folder or hub id[@revision] whose weights are tensors without data, in fp32.
 
     Of a hub repository only configurations and tokenizers are fetched. Raises UserError as `load_family` does.
@@ -41,7 +41,7 @@ def blueprint(source: str) -> Family:
         raise explain_hub_error(error, "model", source) from error
     module, family = CLASSES[name]
     made: Family = getattr(importlib.import_module(module), family)(pipeline)
-    return made
+    return with_length(made, max_sequence_length)
 
 
 def _small_files(path: str, revision: str | None) -> Path:

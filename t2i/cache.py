@@ -64,6 +64,8 @@ class EncodingCache:
         self.latents = TensorStore(folder / "latents", {**made, **sizes, "vae": weights_hash(vae), "config": config})
         scalars = (bool, int, float, str)
         options = {k: v for k, v in family.pipeline.config.items() if isinstance(v, scalars) and not k.startswith("_")}
+        if family.max_sequence_length:
+            options["max_sequence_length"] = family.max_sequence_length
         self.texts = TensorStore(folder / "texts", {**made, "encoders": weights_hash(encoders), "options": options})
 
     def look_up(self) -> None:

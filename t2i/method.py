@@ -246,6 +246,7 @@ class PreferenceMethod:
                         steps=self.sample.steps,
                         guidance=self.sample.guidance,
                         side=self.held_out.examples.side if self.held_out else None,
+                        max_sequence_length=self.family.max_sequence_length,
                     )
                 )
             if self.cache is not None:

@@ -154,6 +154,8 @@ class _Rounds:
         self.how = {"steps": config.sample.steps, "guidance": config.sample.guidance}
         if config.data.image.resolution:
             self.how["side"] = config.data.image.resolution
+        if config.model.max_sequence_length:
+            self.how["max_sequence_length"] = config.model.max_sequence_length
         self.loaded: dict[str, Scorer] = {}
 
     def run(self, number: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def predict(config: T2IConfig, device: Literal["cpu", "cuda"]) -> Prediction:
     check_quantisation(
         config.model.quantise, tuning=config.model.tuning, device=META if device == "cuda" else torch.device("cpu")
     )
-    family = blueprint(config.model.path)
+    family = blueprint(config.model.path, config.model.max_sequence_length)
     denoiser = family.denoiser
     nf4 = config.model.quantise == "nf4"
     as_loaded = dict(block_layers(denoiser)) if nf4 else {}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,22 @@ def generate(
     guidance: float = 7.5,
     batch_size: int = 16,
     side: int | None = None,
+    max_sequence_length: int = 0,
     progress: str | None = None,
 ) -> Iterator[Sample]:
     """Yield one sample for each `(prompt, seed)`, in order, one to one.
 
     The start noise of an image depends on its seed alone, so two models (or one before and after training) are
-    compared at equal seeds. `progress` names a progress bar.
+    compared at equal seeds. max_sequence_length: tokens of a prompt in the long text encoder (T5, Gemma), 0 for the
+    pipeline's own; raises UserError where it has none. `progress` names a progress bar.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; they go one to one.")
-    size = {"height": side, "width": side} if side else {}
+    own = {"height": side, "width": side} if side else {}
+    if max_sequence_length:
+        if "max_sequence_length" not in signature(pipeline.__call__).parameters:
+            raise UserError(f"{type(pipeline).__name__} takes no max_sequence_length: leave it out.")
+        own["max_sequence_length"] = max_sequence_length
     with tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="image") as bar:
         for begin in range(0, len(prompts), batch_size):
             part = slice(begin, begin + batch_size)
@@ -107,7 +114,7 @@ def generate(
                 "generator": [torch.Generator().manual_seed(seed) for seed in seeds[part]],
                 "num_inference_steps": steps,
                 "guidance_scale": guidance,
-                **size,
+                **own,
             }
             for sample in finished(pipeline, prompts[part], seeds[part], **how):
                 yield sample
@@ -153,7 +160,8 @@ def draw_folder(
     `made` besides, as JSON can hold them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model": model, **{k: v for k, v in how.items() if k in ("steps", "guidance", "side")}, **(made or {})}
+    told = ("steps", "guidance", "side", "max_sequence_length")
+    settings = {"model": model, **{k: v for k, v in how.items() if k in told}, **(made or {})}
     settings["weights"] = _weights_stamp(model)
     stamp = folder / "settings.json"
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):

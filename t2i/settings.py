@@ -28,6 +28,9 @@ class ModelConfig:
     """Dropout probability on the adapter's input."""
     lora_targets: list[str] = field(default_factory=list)
     """Names of the modules that get an adapter; empty takes the family's attention projections."""
+    max_sequence_length: NonNegativeInt = 0
+    """Tokens of a prompt in the long text encoder (T5, Gemma); 0 is what the pipeline samples with: 256 in SD3, 512 in
+    FLUX.1, 300 in Sana. Draw with --max-sequence-length of the same."""
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Hold the frozen base under a LoRA in fewer bits: int8, or nf4 (4 bits, on a GPU, extra `quant`)."""
     attention: Literal["auto", "sdpa", "xformers", "flash"] = "auto"

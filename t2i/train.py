@@ -66,12 +66,12 @@ def train(config: T2IConfig, resolved: str) -> Any:
 
     family = cache = listing = None
     if config.data.streaming and config.data.cache:  # where the stream was read before, it is not opened
-        family = with_score(load_family(config.model.path), config.score)
+        family = with_score(load_family(config.model.path, config.model.max_sequence_length), config.score)
         cache = open_cache(config, family)
         listing = finished_listing(cache, stream_whole(config.data), mirrorings(config.data.image))
     source = ImageSource(config.data, listing)
     loss = suited(source)
-    family = family or with_score(load_family(config.model.path), config.score)
+    family = family or with_score(load_family(config.model.path, config.model.max_sequence_length), config.score)
     if config.data.cache and cache is None:
         cache = open_cache(config, family)
     if cache is not None and config.data.streaming and listing is None:
@@ -160,6 +160,8 @@ def train(config: T2IConfig, resolved: str) -> Any:
     made_of = {"model": asdict(config.model), "objective": asdict(config.objective), **score_key(config)}
     for name in ("gradient_checkpointing", "split_pair", "attention"):  # they change memory and speed, not results
         made_of["model"].pop(name)
+    if not config.model.max_sequence_length:
+        made_of["model"].pop("max_sequence_length")
     accelerator.print(source.summary())
     outcome = fit(method, data, config, accelerator, fingerprint=made_of, resolved=resolved)
     accelerator.print(source.summary(), f"The model is in {outcome.model}.", sep="\n")
@@ -244,6 +246,7 @@ def open_references(config: T2IConfig, family: Family) -> ReferenceErrors:
         "precision": config.train.precision,
         "seed": config.train.seed,
         **({} if config.model.quantise == "none" else {"quantise": config.model.quantise}),
+        **({"tokens": config.model.max_sequence_length} if config.model.max_sequence_length else {}),
         # Under an adapter a half-precision base is cast whole; in full training the reference keeps fp32 weights.
         **({} if config.train.precision == "fp32" else {"tuning": config.model.tuning}),
         **score_key(config),

@@ -54,19 +54,34 @@ FAMILIES: dict[str, Callable[[str, str | None], Family]] = {
 """Pipeline class named in model_index.json -> loader of (path or hub id, revision)."""
 
 
-def load_family(source: str) -> Family:
+def load_family(source: str, max_sequence_length: int = 0) -> Family:
     """Return the family of a diffusers pipeline: a local folder, or a hub id with an optional `@revision`.
 
-    Raises UserError where the pipeline is missing, gated, moved, or of an architecture that no family covers.
+    max_sequence_length: tokens of a prompt in its long text encoder; 0 takes the pipeline's own. Raises UserError where
+    the pipeline is missing, gated, moved, of an architecture that no family covers, or has no such encoder.
     """
     path, revision = split_revision(source)
     name = pipeline_class(path, revision)
     if name not in FAMILIES:
         raise UserError(f"No family for the pipeline class '{name}' of {source}. Known: {', '.join(sorted(FAMILIES))}.")
     try:
-        return FAMILIES[name](path, revision)
+        family = FAMILIES[name](path, revision)
     except (OSError, ValueError) as error:
         raise explain_hub_error(error, "model", source) from error
+    return with_length(family, max_sequence_length)
+
+
+def with_length(family: Family, max_sequence_length: int = 0) -> Family:
+    """Return the family with its long text cut or padded to so many tokens (0: its own); UserError where it has none."""
+    if not max_sequence_length:
+        return family
+    if not family.max_sequence_length:
+        raise UserError(
+            "--model.max_sequence_length is for families with a long text encoder (SD3, FLUX.1, Sana), which "
+            f"{family.name} has not."
+        )
+    family.max_sequence_length = max_sequence_length
+    return family
 
 
 def pipeline_class(path: str, revision: str | None) -> str:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from t2i.families.base import Conditioning, Frame
 
-T5_TOKENS = 512
-"""Length of T5's text, as the pipeline samples."""
 GUIDANCE = 3.5
 """What a guidance-distilled model (FLUX.1-dev) is told while it trains: the pipeline's default when it samples."""
 
@@ -27,6 +25,7 @@ class Flux:
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
     framed: Sequence[str] = ()
+    max_sequence_length: int = 512  # as the pipeline samples
 
     def __init__(self, pipeline: FluxPipeline) -> None:
         self.pipeline = pipeline
@@ -46,7 +45,7 @@ class Flux:
 
     def tokenize(self, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
         pipeline, found = self.pipeline, Conditioning()
-        lengths = (pipeline.tokenizer_max_length, T5_TOKENS)
+        lengths = (pipeline.tokenizer_max_length, self.max_sequence_length)
         for number, tokenizer in enumerate((pipeline.tokenizer, pipeline.tokenizer_2)):
             found[f"input_ids_{number}"] = tokenizer(
                 list(prompts), padding="max_length", max_length=lengths[number], truncation=True, return_tensors="pt"

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from t2i.families.base import Conditioning, Frame
 
-TOKENS = 300
-"""Length of the text that the transformer sees, as the pipeline samples."""
 INSTRUCTION = "\n".join(signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
 """What Gemma is told before each prompt; the pipeline's own words."""
 
@@ -25,6 +23,7 @@ class Sana:
     name = "sana"
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     framed: Sequence[str] = ()
+    max_sequence_length: int = 300  # as the pipeline samples
 
     def __init__(self, pipeline: SanaPipeline) -> None:
         self.pipeline = pipeline
@@ -47,7 +46,7 @@ class Sana:
     def tokenize(self, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
         """Return ids and mask of the instruction and the prompt; an empty prompt goes without the instruction."""
         tokenizer = self.pipeline.tokenizer
-        length = len(tokenizer.encode(INSTRUCTION)) + TOKENS - 2
+        length = len(tokenizer.encode(INSTRUCTION)) + self.max_sequence_length - 2
         encoded = tokenizer(
             # The unconditional branch is sampled without the instruction.
             [INSTRUCTION + said if (said := prompt.lower().strip()) else "" for prompt in prompts],
@@ -60,12 +59,12 @@ class Sana:
         return {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask, "empty": empty}
 
     def encode_text(self, tokens: Conditioning) -> Conditioning:
-        """Return Gemma's states of the start token and the last 299 places, or of the first 300 for an empty prompt."""
-        mask = tokens["attention_mask"]
+        """Return Gemma's states of the start token and the last places, 300 in all; of the first 300 for an empty prompt."""
+        mask, count = tokens["attention_mask"], self.max_sequence_length
         states = self.pipeline.text_encoder(tokens["input_ids"], attention_mask=mask)[0]
         prompt, first = (
             torch.tensor(places, device=mask.device)
-            for places in ([0, *range(mask.shape[1] + 1 - TOKENS, mask.shape[1])], [*range(TOKENS)])
+            for places in ([0, *range(mask.shape[1] + 1 - count, mask.shape[1])], [*range(count)])
         )
         kept = torch.where(tokens["empty"][:, None], first, prompt)
         return {

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from t2i.families.base import Conditioning, Frame
 
-T5_TOKENS = 256
-"""Length of the third encoder's text, as the pipeline samples."""
-
 
 class StableDiffusion3:
     """SD3 and SD3.5 (2403.03206): `x_sigma = (1 - sigma) x + sigma noise`, the model predicts `noise - x`."""
@@ -25,6 +22,7 @@ class StableDiffusion3:
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
     framed: Sequence[str] = ()
+    max_sequence_length: int = 256  # as the pipeline samples
 
     def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
         self.pipeline = pipeline
@@ -51,7 +49,7 @@ class StableDiffusion3:
                 found[f"input_ids_{number}"] = tokenizer(
                     list(prompts),
                     padding="max_length",
-                    max_length=T5_TOKENS if number == 2 else pipeline.tokenizer_max_length,
+                    max_length=self.max_sequence_length if number == 2 else pipeline.tokenizer_max_length,
                     truncation=True,
                     return_tensors="pt",
                 ).input_ids
@@ -67,7 +65,7 @@ class StableDiffusion3:
         clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         width = pipeline.transformer.config.joint_attention_dim
         if pipeline.text_encoder_3 is None:
-            t5 = clip.new_zeros(len(clip), T5_TOKENS, width)
+            t5 = clip.new_zeros(len(clip), self.max_sequence_length, width)
         else:
             t5 = pipeline.text_encoder_3(tokens["input_ids_2"])[0]
         clip = nn.functional.pad(clip, (0, width - clip.shape[-1]))

@@ -21,15 +21,16 @@ from palate.training.objective import Term
 from t2i import cache as caching
 from t2i.cache import EncodingCache
 from t2i.data import Examples, ImageConfig, RecordList
-from t2i.families import load_family
+from t2i.families import load_family, with_length
 from t2i.families.base import Family
 from t2i.families.sd import StableDiffusion
+from t2i.families.sd3 import StableDiffusion3
 from t2i.listing import Listing
 from t2i.method import PreferenceMethod
 from t2i.settings import ModelConfig
 from tests.t2i.runs import REPOSITORY, denoiser_weights, launch, options, rows, run_in_process, torchrun
 from tests.t2i.test_method import loss_of
-from tests.t2i.tiny_pipelines import TINY
+from tests.t2i.tiny_pipelines import TINY, tiny_sd3
 from tests.tiny import PROMPTS, noise_image, noise_pairs, tiny_sd
 
 WILD = ImageConfig(flip=True, caption_dropout=0.5)
@@ -137,6 +138,11 @@ def test_what_changes_the_encodings_changes_the_place(tmp_path: Path) -> None:
     scaled.vae.register_to_config(scaling_factor=0.5)
     factor = EncodingCache(tmp_path, StableDiffusion(scaled), side=16, precision="fp32")
     assert factor.latents.folder != base.latents.folder
+    long, short = (
+        EncodingCache(tmp_path, with_length(StableDiffusion3(tiny_sd3()), length), side=16, precision="fp32")
+        for length in (0, 20)
+    )
+    assert long.latents.folder == short.latents.folder and long.texts.folder != short.texts.folder
 
 
 def test_a_run_is_the_run_without_a_cache(model: Path, pairs: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from t2i.families import load_family
+from palate.errors import UserError
+from t2i.families import load_family, with_length
 from t2i.families.base import Family, Frame
 from t2i.families.flux import Flux, pack, positions, unpack
 from t2i.families.sana import Sana
@@ -24,6 +25,8 @@ CLASSES: dict[str, Any] = {"sdxl": StableDiffusionXL, "sd3": StableDiffusion3, "
 SIDE = 16
 FRAMES = [Frame((64, 48), (3, 0), (SIDE, SIDE)), Frame((20, 30), (0, 4), (SIDE, SIDE))]
 SAID = list(PROMPTS[:2])
+LENGTHS: list[dict[str, int]] = [{}, {"max_sequence_length": 20}]
+"""The pipeline's own length of the long text, and another."""
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -67,39 +70,47 @@ def test_an_empty_caption_is_what_sdxl_samples_its_unconditional_branch_with(zer
     assert bool((unsaid == 0).all()) == zeros
 
 
+@pytest.mark.parametrize("own", LENGTHS)
 @pytest.mark.parametrize("t5", [True, False])
 @torch.no_grad()
-def test_sd3_conditioning_equals_the_pipeline_s(t5: bool) -> None:
+def test_sd3_conditioning_equals_the_pipeline_s(t5: bool, own: dict[str, int]) -> None:
     pipeline = tiny_sd3(t5=t5)
-    states, _, pooled, _ = pipeline.encode_prompt(SAID, SAID, SAID, do_classifier_free_guidance=False)
-    mine = encoded(StableDiffusion3(pipeline))
+    states, _, pooled, _ = pipeline.encode_prompt(SAID, SAID, SAID, do_classifier_free_guidance=False, **own)
+    mine = encoded(with_length(StableDiffusion3(pipeline), **own))
     torch.testing.assert_close(mine["encoder_hidden_states"], states)
     torch.testing.assert_close(mine["pooled_projections"], pooled)
 
 
+@pytest.mark.parametrize("own", LENGTHS)
 @torch.no_grad()
-def test_flux_conditioning_equals_the_pipeline_s() -> None:
+def test_flux_conditioning_equals_the_pipeline_s(own: dict[str, int]) -> None:
     pipeline = tiny_flux()
-    states, pooled, _ = pipeline.encode_prompt(SAID, SAID)
-    mine = encoded(Flux(pipeline))
+    states, pooled, _ = pipeline.encode_prompt(SAID, SAID, **own)
+    mine = encoded(with_length(Flux(pipeline), **own))
     torch.testing.assert_close(mine["encoder_hidden_states"], states)
     torch.testing.assert_close(mine["pooled_projections"], pooled)
 
 
+@pytest.mark.parametrize("own", LENGTHS)
 @torch.no_grad()
-def test_sana_conditioning_equals_the_pipeline_s() -> None:
+def test_sana_conditioning_equals_the_pipeline_s(own: dict[str, int]) -> None:
     """The prompt's branch carries the instruction, the unconditional one does not; padding is masked out."""
     from inspect import signature
 
     pipeline = tiny_sana()
     instruction = signature(pipeline.__call__).parameters["complex_human_instruction"].default
-    said, mask, unsaid, unmask = pipeline.encode_prompt(SAID[:1], True, complex_human_instruction=instruction)
-    mine = encoded(Sana(pipeline), [SAID[0], ""])
+    said, mask, unsaid, unmask = pipeline.encode_prompt(SAID[:1], True, complex_human_instruction=instruction, **own)
+    mine = encoded(with_length(Sana(pipeline), **own), [SAID[0], ""])
     assert torch.equal(mine["encoder_attention_mask"], torch.cat([mask, unmask]))
     torch.testing.assert_close(mine["encoder_hidden_states"][0], said[0])
     kept = unmask[0].bool()
     assert int(kept.sum()) >= 1
     torch.testing.assert_close(mine["encoder_hidden_states"][1, kept], unsaid[0, kept])
+
+
+def test_a_length_is_refused_where_there_is_no_long_text() -> None:
+    with pytest.raises(UserError, match="which sdxl has not"):
+        with_length(StableDiffusionXL(tiny_sdxl()), 77)
 
 
 @torch.no_grad()

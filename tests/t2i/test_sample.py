@@ -14,6 +14,7 @@ from apps import sample as sample_command
 from palate.errors import UserError
 from t2i import sample as sampling
 from t2i.sample import Sample, draw_folder, generate, load_pipeline, read_folder, read_prompts, repeat_prompts
+from tests.t2i.tiny_pipelines import tiny_sd3
 from tests.tiny import PROMPTS, tiny_sd
 
 QUICK: dict[str, Any] = {"steps": 3, "guidance": 4.0}
@@ -43,6 +44,22 @@ def test_an_image_depends_on_prompt_and_seed_alone(pipeline: StableDiffusionPipe
             assert np.abs(pixels(one) - pixels(other)).max() <= 1
     (other_seed,) = generate(pipeline, prompts[:1], [8], **QUICK)
     assert np.abs(pixels(alone[0]) - pixels(other_seed)).max() > 10
+
+
+def test_the_length_of_the_long_text_reaches_the_pipeline(pipeline: StableDiffusionPipeline) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def finished(*_: Any, **how: Any) -> list[Any]:
+        asked.append(how)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("t2i.sample.finished", finished)
+        for own in ({}, {"max_sequence_length": 20}):
+            assert not list(generate(tiny_sd3(), ["a"], [0], **own))
+    assert [how.get("max_sequence_length") for how in asked] == [None, 20]
+    with pytest.raises(UserError, match="StableDiffusionPipeline takes no max_sequence_length"):
+        list(generate(pipeline, ["a"], [0], max_sequence_length=20))
 
 
 def test_seeds_and_prompts_go_one_to_one(pipeline: StableDiffusionPipeline) -> None:
