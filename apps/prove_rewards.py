@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from palate.toy.grammar import Split
 
 TRIAL = Trial("Learned scorer", "toy/rewards", ("--train.steps", "1500"))
-BATTLES, HELD_OUT, VOTES = 32_000, 1000, 5
+BATTLES, HELD_OUT, VOTES = 32_000, 3000, 5
 TESTS: Mapping[str, tuple[Split, int]] = {"new battles": ("train", 1000), "new prompts": ("held_out", 0)}
 """Held-out votes -> (split of the prompts, what is added to the seed of the battles)."""
 SCORERS = ("learned", "toy", "toy-taste")

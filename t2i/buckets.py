@@ -36,8 +36,10 @@ Size = tuple[int, int]
 class Buckets:
     """The sizes that training images may have."""
 
-    def __init__(self, resolution: int, step: int, max_aspect: float) -> None:
+    def __init__(self, resolution: int, step: int, max_aspect: float, longest_edge: int = 0) -> None:
         """resolution: its square is the largest area. step: of heights and widths. max_aspect: longer to shorter edge.
+
+        longest_edge: most pixels of a height or width; 0 sets no bound.
 
         For each multiple of the step as one edge, the other is the largest that keeps the area.
         """
@@ -49,7 +51,8 @@ class Buckets:
         found = {(side, side)}
         for one in range(step, 2 * side + 1, step):
             other = resolution * resolution // one // step * step
-            if max(one, other) <= max_aspect * min(one, other):
+            seen = not longest_edge or max(one, other) <= longest_edge
+            if seen and max(one, other) <= max_aspect * min(one, other):
                 found |= {(one, other), (other, one)}
         self.sizes: list[Size] = sorted(found)
 

@@ -58,6 +58,22 @@ class ImageConfig:
         )
 
 
+def side_of(image: ImageConfig, family: Family) -> int:
+    """Return the side of square training images in pixels; raises UserError for one that the model cannot take."""
+    side, step = image.resolution or family.resolution, family.multiple
+    if side % step:
+        near = [size for size in (side // step * step, side // step * step + step) if size]
+        raise UserError(
+            f"--data.image.resolution {side}: {family.name} takes multiples of {step} pixels, such as "
+            f"{' or '.join(map(str, near))}."
+        )
+    if 0 < family.longest_edge < side:
+        raise UserError(
+            f"--data.image.resolution {side}: this {family.name} has places for {family.longest_edge} pixels."
+        )
+    return side
+
+
 class Records(Protocol):
     """Pairs, ratings or rankings by number, with their pictures."""
 
@@ -129,7 +145,7 @@ class Examples(Dataset[Example]):
         """
         self.records, self.config, self.seed, self.kind = records, config, seed, kind
         self.dual, self.cache, self.references, self.draws = dual, cache, references, draws
-        self.side = config.resolution or family.resolution
+        self.side = side_of(config, family)
         self.size = size or (self.side, self.side)
         self.latent_shape = family.latent_shape(*self.size)
         self._draw_timestep = family.draw_timestep

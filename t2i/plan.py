@@ -21,6 +21,7 @@ from palate.live_bytes import LiveBytes
 from palate.objectives.table import NEEDS
 from palate.training.reference import Reference
 from t2i.blueprint import blueprint
+from t2i.data import side_of
 from t2i.diffusion_score import DenoisingErrors
 from t2i.families.base import Family, Frame
 from t2i.kernels import Kernels, Operations
@@ -173,7 +174,7 @@ def _encode(family: Family, config: T2IConfig) -> tuple[int, tuple[Any, ...], di
     (noisy, t, conditioning, target), and the operations by operator."""
     rows = IMAGES[config.data.kind] * config.train.batch_size
     at_once = config.train.batch_size if config.data.cache else rows
-    side = config.data.image.resolution or family.resolution
+    side = side_of(config.data.image, family)
     frame = Frame((side, side), (0, 0), (side, side))
     tokens = {name: t.to(META) for name, t in family.tokenize(["a"] * rows, [frame] * rows).items()}
     latents = torch.empty(rows, *family.latent_shape(side, side), device=META)

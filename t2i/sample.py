@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from palate.errors import UserError
 from palate.hub import explain_hub_error, split_revision
+from t2i.families import left_out
 from t2i.prompt_sets import read_prompt_set
 
 FLAGGED = "flagged"
@@ -49,7 +50,7 @@ def load_pipeline(source: str, adapter: str | None = None, *, device: str | None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     try:
-        pipeline = DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype)
+        pipeline = DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype, **left_out(path, revision))
     except (OSError, ValueError) as error:
         raise explain_hub_error(error, "model", base) from error
     if adapter:

@@ -173,10 +173,11 @@ def open_cache(config: T2IConfig, family: Family) -> EncodingCache:
     from pathlib import Path
 
     from t2i.cache import EncodingCache
+    from t2i.data import side_of
 
     if config.data.image.crop == "random":
         raise UserError("--data.cache keeps one crop of each picture: take --data.image.crop center, or no cache.")
-    side = config.data.image.resolution or family.resolution
+    side = side_of(config.data.image, family)
     buckets = buckets_of(config, family)
     return EncodingCache(Path(config.data.cache), family, side=side, precision=config.train.precision, buckets=buckets)
 
@@ -200,11 +201,13 @@ def buckets_of(config: T2IConfig, family: Family) -> Buckets | None:
     from math import lcm
 
     from t2i.buckets import Buckets
+    from t2i.data import side_of
 
     image = config.data.image
     if not image.buckets:
         return None
-    return Buckets(image.resolution or family.resolution, lcm(image.bucket_step, family.multiple), image.max_aspect)
+    step = lcm(image.bucket_step, family.multiple)
+    return Buckets(side_of(image, family), step, image.max_aspect, family.longest_edge)
 
 
 def sizes_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 class Recipe:
     """What the training of the miniature open_clip model spends."""
 
-    scenes: int = 20_000
-    steps: int = 1500
+    scenes: int = 80_000
+    steps: int = 8000
     batch: int = 64
     lr: float = 1e-3
+    wrong: int = 3  # captions of each picture that are wrong in one word: most of what teaches places and relations
 
 
 def config(vocabulary: int) -> dict[str, Any]:
@@ -62,16 +64,18 @@ def config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _examples(count: int, split: Split, rng: np.random.Generator, title: str) -> tuple[Tensor, list[str], list[str]]:
-    """(N, 3, 32, 32) uint8 pictures, their captions, and for each a caption that is wrong in one word."""
+def _examples(
+    count: int, split: Split, rng: np.random.Generator, title: str, wrong: int = 1
+) -> tuple[Tensor, list[str], list[list[str]]]:
+    """(N, 3, 32, 32) uint8 pictures, their captions, and for each so many captions that are wrong in one word."""
     choices = prompts(split)
-    images, captions, wrong = [], [], []
+    images, captions, mistakes = [], [], []
     for _ in tqdm(range(count), desc=title, unit="image"):
         prompt = choices[rng.integers(len(choices))]
         images.append(np.round(render_array(sample_scene(rng, prompt)) * 255).astype(np.uint8))
         captions.append(prompt)
-        wrong.append(wrong_in_one_word(prompt, rng))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), captions, wrong
+        mistakes.append([wrong_in_one_word(prompt, rng) for _ in range(wrong)])
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), captions, mistakes
 
 
 def _normal(images: Tensor) -> Tensor:
@@ -88,10 +92,12 @@ def train_clip(recipe: Recipe, seed: int, folder: str | Path) -> nn.Module:
     (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     rng = np.random.default_rng([seed, 1])
-    images, captions, wrong = _examples(recipe.scenes, "train", rng, "scenes")
+    images, captions, wrong = _examples(recipe.scenes, "train", rng, "scenes", recipe.wrong)
     ids, wrong_ids = (
-        torch.tensor(tokenizer(texts, padding="max_length", max_length=LENGTH).input_ids) for texts in (captions, wrong)
+        torch.tensor(tokenizer(texts, padding="max_length", max_length=LENGTH).input_ids)
+        for texts in (captions, list(chain.from_iterable(wrong)))
     )
+    wrong_ids = wrong_ids.unflatten(0, (-1, recipe.wrong))
     _, identity = torch.unique(ids, dim=0, return_inverse=True)
     torch.manual_seed(seed)
     model_config = settings["model_cfg"]
@@ -104,13 +110,13 @@ def train_clip(recipe: Recipe, seed: int, folder: str | Path) -> nn.Module:
     for _ in bar:
         rows = torch.randint(len(images), (recipe.batch,))
         seen = model.encode_image(_normal(images[rows]), normalize=True)
-        said = model.encode_text(torch.cat([ids[rows], wrong_ids[rows]]), normalize=True)
-        logits = model.logit_scale.exp() * seen @ said.T  # (B, 2B): every caption, then every wrong one
+        said = model.encode_text(torch.cat([ids[rows], wrong_ids[rows].flatten(0, 1)]), normalize=True)
+        said, mistaken = said[: len(rows)], said[len(rows) :].unflatten(0, (-1, recipe.wrong))
+        scale = model.logit_scale.exp()
+        right = scale * seen @ said.T  # (B, B): every caption
+        others = scale * torch.einsum("bd,bwd->bw", seen, mistaken)
         same = identity[rows][:, None] == identity[rows][None, :]  # equal captions of other pictures are no negatives
-        right, others = logits.split(len(rows), dim=1)
-        repeated = same & ~torch.eye(len(rows), dtype=torch.bool)
-        right = right.masked_fill(repeated, -1e4)
-        others = others.masked_fill(~torch.eye(len(rows), dtype=torch.bool), -1e4)
+        right = right.masked_fill(same & ~torch.eye(len(rows), dtype=torch.bool), -1e4)
         target = torch.arange(len(rows))
         loss = (F.cross_entropy(torch.cat([right, others], 1), target) + F.cross_entropy(right.T, target)) / 2
         loss.backward()
@@ -141,7 +147,9 @@ def retrieval_accuracy(folder: str | Path, seed: int = 1, count: int = 1000) -> 
     tokenizer = open_clip.get_tokenizer(name)
     images, captions, wrong = _examples(count, "held_out", np.random.default_rng([seed, 2]), "held-out scenes")
     seen = model.encode_image(_normal(images), normalize=True)
-    said, mistaken = (model.encode_text(tokenizer(texts), normalize=True) for texts in (captions, wrong))
+    said, mistaken = (
+        model.encode_text(tokenizer(texts), normalize=True) for texts in (captions, [caption for (caption,) in wrong])
+    )
     choices = prompts("held_out")
     nearest = (seen @ model.encode_text(tokenizer(list(choices)), normalize=True).T).argmax(1)
     return {

@@ -87,19 +87,21 @@ def train_vae(images: Tensor, recipe: Recipe, seed: int) -> AutoencoderKL:
         schedule.step()
         bar.set_postfix(error=f"{error.item():.4f}", kl=f"{kl.item():.2f}", refresh=False)
     vae.eval()
-    latents = torch.cat([mean for mean, _ in _posteriors(vae, images[:4096])])
-    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 5))
+    means, _ = posteriors(vae, images[:4096])
+    vae.register_to_config(scaling_factor=round(1.0 / float(means.std()), 5))
     return vae
 
 
 @torch.no_grad()
-def _posteriors(vae: AutoencoderKL, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    found = []
+def posteriors(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (N, 4, 8, 8) of the latents of (N, 3, 32, 32) uint8 images, not yet scaled."""
+    means, stds = [], []
     for batch in tqdm(images.split(256), desc="latents", unit="batch"):
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(_pixels(batch)).latent_dist
-        found.append((posterior.mean.float(), posterior.std.float()))
-    return found
+        means.append(posterior.mean.float())
+        stds.append(posterior.std.float())
+    return torch.cat(means), torch.cat(stds)
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -120,8 +122,7 @@ def train_sd(recipe: Recipe, seed: int, folder: str, vae: AutoencoderKL | None =
     """Train everything (or all but a given autoencoder), save the pipeline in fp16, and return it in fp32."""
     images, captions = make_scenes(recipe, seed)
     vae = vae or train_vae(images, recipe, seed)
-    posteriors = _posteriors(vae, images)
-    means, stds = (torch.cat(part) for part in zip(*posteriors, strict=True))
+    means, stds = posteriors(vae, images)
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()

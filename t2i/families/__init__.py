@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palate.errors import UserError
 from palate.hub import explain_hub_error, split_revision
@@ -86,6 +86,23 @@ def with_length(family: Family, max_sequence_length: int = 0) -> Family:
 
 def pipeline_class(path: str, revision: str | None) -> str:
     """Return the class named in model_index.json, the one file read; raises UserError where there is no pipeline."""
+    return str(_index(path, revision).get("_class_name"))
+
+
+def left_out(path: str, revision: str | None) -> dict[str, None]:
+    """Return the parts that a pipeline was saved without although its class asks for them, such as SD3's T5.
+
+    diffusers' `from_pretrained` must be told of them as keywords. Raises UserError as `pipeline_class` does.
+    """
+    import diffusers
+
+    index = _index(path, revision)
+    optional = getattr(getattr(diffusers, str(index.get("_class_name")), None), "_optional_components", ())
+    empty = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is None]
+    return dict.fromkeys(name for name in empty if name not in optional)
+
+
+def _index(path: str, revision: str | None) -> dict[str, Any]:
     index = Path(path) / "model_index.json"
     if not index.is_file():
         if Path(path).is_dir():
@@ -101,4 +118,5 @@ def pipeline_class(path: str, revision: str | None) -> str:
             index = Path(hf_hub_download(path, "model_index.json", revision=revision))
         except (OSError, ValueError) as error:
             raise explain_hub_error(error, "model", path) from error
-    return str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    found: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    return found

@@ -40,6 +40,8 @@ class Family(Protocol):
     """Side in pixels of the square images that the model was made for."""
     multiple: int
     """Heights and widths in pixels must be multiples of this: of the autoencoder's factor and the denoiser's own."""
+    longest_edge: int
+    """Most pixels of a height or width; 0 sets no bound."""
     max_sequence_length: int
     """Tokens of a prompt in the long text encoder, which the pipeline takes by the same name; 0 where it has none."""
 

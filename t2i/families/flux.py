@@ -25,6 +25,7 @@ class Flux:
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
     framed: Sequence[str] = ()
+    longest_edge: int = 0
     max_sequence_length: int = 512  # as the pipeline samples
 
     def __init__(self, pipeline: FluxPipeline) -> None:

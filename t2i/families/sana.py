@@ -23,6 +23,7 @@ class Sana:
     name = "sana"
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     framed: Sequence[str] = ()
+    longest_edge: int = 0
     max_sequence_length: int = 300  # as the pipeline samples
 
     def __init__(self, pipeline: SanaPipeline) -> None:

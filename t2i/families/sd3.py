@@ -10,6 +10,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from t2i.families import left_out
 from t2i.families.base import Conditioning, Frame
 
 
@@ -30,11 +31,13 @@ class StableDiffusion3:
         self.shift: float = pipeline.scheduler.config.shift
         self.resolution: int = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
         self.multiple: int = pipeline.transformer.config.patch_size * pipeline.vae_scale_factor
+        self.longest_edge: int = pipeline.transformer.config.pos_embed_max_size * self.multiple
 
     @classmethod
     def load(cls, path: str, revision: str | None = None) -> StableDiffusion3:
-        """Load a pipeline folder or hub repository in fp32, whatever precision it is stored in."""
-        return cls(StableDiffusion3Pipeline.from_pretrained(path, revision=revision, dtype=torch.float32))
+        """Load a pipeline folder or hub repository in fp32, whatever precision it is stored in; T5 may be left out."""
+        absent = left_out(path, revision)
+        return cls(StableDiffusion3Pipeline.from_pretrained(path, revision=revision, dtype=torch.float32, **absent))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor

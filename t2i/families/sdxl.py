@@ -21,6 +21,7 @@ class StableDiffusionXL:
     name = "sdxl"
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     framed: Sequence[str] = ("time_ids",)
+    longest_edge: int = 0
     max_sequence_length: int = 0
 
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:

@@ -53,6 +53,7 @@ def test_sizes_of_sdxl() -> None:
     assert sizes == sorted({size for one in of_the_paper for size in (one, one[::-1])})
     assert all(0.9 < prod(size) / 1024**2 <= 1 for size in sizes)
     assert Buckets(1024, 64, 1.0).sizes == [(1024, 1024)]
+    assert Buckets(1024, 64, 2.0, longest_edge=1216).sizes == sorted(size for size in sizes if max(size) <= 1216)
     assert SIZES.sizes == [(12, 20), (16, 16), (20, 12)]
 
 

@@ -10,14 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from palate.errors import UserError
 from palate.objectives import Term
 from palate.records import Media, Pair
 from t2i.batches import collate
-from t2i.data import Examples, ImageConfig, RecordList, cut
+from t2i.data import Examples, ImageConfig, RecordList, cut, side_of
 from t2i.families.sd import StableDiffusion
+from t2i.families.sd3 import StableDiffusion3
 from t2i.method import PreferenceMethod
 from t2i.settings import ModelConfig
 from tests.t2i.test_method import loss_of
+from tests.t2i.tiny_pipelines import tiny_sd3
 from tests.tiny import noise_image, noise_pairs
 
 WILD = ImageConfig(crop="random", flip=True, caption_dropout=0.5)
@@ -168,3 +171,16 @@ def test_a_batch_holds_all_chosen_first(family: StableDiffusion) -> None:
 def test_a_recipe_can_ask_for_another_resolution(family: StableDiffusion, tmp_path: Path) -> None:
     examples = examples_of(noise_pairs(1), family, ImageConfig(resolution=24))
     assert examples[0, 0].pixels.shape == (2, 3, 24, 24) and examples[0, 0].noise.shape == (4, 12, 12)
+
+
+def test_a_side_that_the_model_cannot_take_is_refused(family: StableDiffusion) -> None:
+    """Tiny SD halves twice; tiny SD3 has places for 16 x 16 latents of 2 x 2 pixels."""
+    assert family.multiple == 4
+    with pytest.raises(UserError, match=r"resolution 22: sd takes multiples of 4 pixels, such as 20 or 24"):
+        side_of(ImageConfig(resolution=22), family)
+    with pytest.raises(UserError, match=r"resolution 3: sd takes multiples of 4 pixels, such as 4\."):
+        side_of(ImageConfig(resolution=3), family)
+    sd3 = StableDiffusion3(tiny_sd3())
+    assert side_of(ImageConfig(), sd3) == 16 and side_of(ImageConfig(resolution=32), sd3) == 32
+    with pytest.raises(UserError, match="resolution 34: this sd3 has places for 32 pixels"):
+        side_of(ImageConfig(resolution=34), sd3)
