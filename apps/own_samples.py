@@ -66,7 +66,12 @@ def read_targets(data: str, limit: int | None) -> tuple[list[tuple[str, Media]],
         if isinstance(row, Failure) or not row.prompt.strip():
             continue
         image = row.images[0]
-        targets.append((row.prompt, image if isinstance(image, Media) else Media.image(image)))  # type: ignore[arg-type]
+        try:
+            media = image if isinstance(image, Media) else Media.image(image)  # type: ignore[arg-type]
+            media.decode()
+        except UserError:
+            continue
+        targets.append((row.prompt, media))
     if not targets:
         raise UserError(f"{data} holds no image with a prompt.")
     return targets, len(source.failures) + len(rows) - len(targets)

@@ -170,7 +170,7 @@ class Pairs:
         from palate.readers import BadRow
 
         try:
-            pair = self._pairs[index]
+            pair = self._pairs.record(index)  # decoded where it is scored, once
         except BadRow as bad:
             return Failure(bad.row, "", f"{bad.reason}. {bad.advice}")
         columns = {"pair": pair.id, "p_chosen": pair.p_chosen, "source": pair.source}

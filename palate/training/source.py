@@ -155,6 +155,11 @@ class RecordSource(Generic[Record]):
             return f"{self.streamed.summary()} Of the pass that was under way."
         held = len(self.held_out) if self.held_out else 0
         lines = [f"{self.training.dataset.summary()} Training on {len(self.training):,}, held out {held:,}."]
+        if self.config.held_out and not held:
+            lines.append(
+                f"Careful: --data.held_out {self.config.held_out:g} of these {self.group_noun} is none within "
+                f"--data.held_out_limit {self.config.held_out_limit}, so that nothing is measured: raise one of them."
+            )
         if self.shared:
             lines.append(
                 f"Careful: {self.shared:,} {self.group_noun} of {self.config.held_out_path} are trained on too."

@@ -11,6 +11,7 @@ from apps import own_samples as command
 from palate.errors import UserError
 from palate.readers import open_pairs
 from t2i.sample import read_folder
+from tests.t2i.test_pairs import broken
 
 
 def words(model: Path, data: Path, out: Path) -> list[str]:
@@ -46,6 +47,12 @@ def test_several_samples_of_an_image_from_a_folder(model: Path, tmp_path: Path) 
     command.main([*words(model, folder, tmp_path / "own.parquet"), "--per-image", "2", "--seed", "4"])
     made = open_pairs(str(tmp_path / "own.parquet"))
     assert len(made) == 2 and made[0].chosen.id == made[1].chosen.id and made[0].rejected.id != made[1].rejected.id
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = broken(tmp_path / "pairs.parquet", 4, [1, 2])
+    targets, bad = command.read_targets(path, None)
+    assert [prompt for prompt, _ in targets] == ["prompt 0", "prompt 3"] and bad == 2
 
 
 def test_what_cannot_be_paired_is_refused(model: Path, pairs: Path, tmp_path: Path) -> None:

@@ -64,6 +64,16 @@ def test_one_prompt_is_for_training(tmp_path: Path) -> None:
     assert source.training is not None and len(source.training) == 6 and source.held_out is None
 
 
+@pytest.mark.parametrize("small", [{"held_out": 1e-9}, {"held_out_limit": 1}])
+def test_a_run_that_holds_nothing_out_says_so(small: dict[str, Any], tmp_path: Path) -> None:
+    """A share that no prompt is in, and a limit that the two pairs of a prompt do not fit in; 0 is what is asked for."""
+    path = parquet(tmp_path / "a.parquet", many_prompts(10))
+    source = ImageSource(DataConfig(path=path, **{"held_out": 0.5, **small}))
+    assert source.held_out is None and "so that nothing is measured: raise one of them" in source.summary()
+    assert "nothing is measured" not in ImageSource(DataConfig(path=path, held_out=0)).summary()
+    assert "nothing is measured" not in ImageSource(DataConfig(path=path, held_out=0.5)).summary()
+
+
 def test_held_out_pairs_of_their_own_take_none_from_training(tmp_path: Path) -> None:
     path, other = (parquet(tmp_path / f"{n}.parquet", many_prompts(n)) for n in (10, 4))
     source = ImageSource(DataConfig(path=path, held_out=0.5, held_out_path=other, held_out_limit=5))
