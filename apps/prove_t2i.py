@@ -17,6 +17,7 @@ TRIALS = (
     Trial("Diffusion-SDPO", "toy/dpo", ("--objective.terms", "[{objective: dpo, safeguard: 0.9}]")),
     Trial("DSPO", "toy/dpo", ("--objective.terms", "[{objective: dspo}]", "--objective.beta", "0.001")),
     Trial("PSO", "toy/pso", base="toy:turbo"),
+    Trial("Flow-DPO", "toy/flow", base="toy:flow"),
     Trial("Online DPO", "toy/online", online=True),
     Trial("Diffusion-DPO, random labels", "toy/dpo", labels="random"),
 )
@@ -55,6 +56,7 @@ CLAIMS = (
     Claim("Diffusion-SDPO's lower end is above 50 %", _beats("Diffusion-SDPO", 0.5, 0.5)),
     Claim("DSPO's lower end is above 50 %", _beats("DSPO", 0.5, 0.5)),
     Claim("PSO's lower end is above 50 %", _beats("PSO", 0.5, 0.5)),
+    Claim("Flow-DPO's lower end is above 50 %", _beats("Flow-DPO", 0.5, 0.5)),
     Claim("Online DPO's lower end is above 50 %", _beats("Online DPO", 0.5, 0.5)),
     Claim("random labels end with their upper end below the true labels' lower end", _random_loses),
     Claim("the base compared with itself is all ties", _all_ties),
@@ -92,7 +94,8 @@ def table(results: Results, seeds: Sequence[int], setting: Setting) -> list[str]
         "Diffusion-KTO trains on the images of these pairs one by one, each desirable or not. RankDPO trains on as many "
         f"other images, {RANKED} for each of {setting.pairs * 2 // RANKED} prompts, ranked by their shares of wins: three "
         "voters judge every two.",
-        "PSO trains the few-step model on its own samples and is compared with it, at 4 steps without guidance. Online DPO "
+        "PSO trains the few-step model on its own samples and is compared with it, at 4 steps without guidance. Flow-DPO "
+        "is Diffusion-DPO on the miniature Stable Diffusion 3, a rectified flow, with pairs of its own. Online DPO "
         "draws and trains in rounds, judged by synthetic voters; no pairs are drawn beforehand.",
         "Seeds change the drawn pairs, the voters, their votes and the training; the held-out draws are the same.",
         "Learning rate, beta, number of pairs and tie threshold were chosen on seed 0 by the first 160 of these prompts; "

@@ -25,7 +25,11 @@ from t2i.sample import draw_folder, load_pipeline, read_folder, repeat_prompts
 
 HOW = {"steps": 20, "guidance": 3.5}
 """How images are drawn: denoising steps and guidance scale."""
-HOWS: dict[str, dict[str, Any]] = {"toy:sd": HOW, "toy:turbo": {"steps": 4, "guidance": 0.0}}
+HOWS: dict[str, dict[str, Any]] = {
+    "toy:sd": HOW,
+    "toy:turbo": {"steps": 4, "guidance": 0.0},
+    "toy:flow": {**HOW, "max_sequence_length": 1},
+}
 """First model -> how it, and what is trained from it, draws."""
 BATCH = 64
 """Images per forward."""

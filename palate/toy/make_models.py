@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from PIL import Image
 
-from palate.toy import make_clip, make_sd, make_turbo, make_vlm
+from palate.toy import make_clip, make_flow, make_sd, make_turbo, make_vlm
 from palate.toy.grammar import prompts
 from palate.toy.perceive import as_array
 from palate.toy.taste import taste
@@ -28,6 +28,7 @@ from palate.toy.world import render_array, sample_scene
 TRAINED: dict[str, Callable[[int, Path], object]] = {
     "sd": lambda seed, folder: make_sd.train_sd(make_sd.Recipe(), seed, str(folder)),
     "turbo": lambda seed, folder: make_turbo.train_turbo(make_turbo.Recipe(), seed, folder, folder.parent / "sd"),
+    "flow": lambda seed, folder: make_flow.train_flow(make_flow.Recipe(), seed, folder, folder.parent / "sd"),
     "clip": lambda seed, folder: make_clip.train_clip(make_clip.Recipe(), seed, folder),
     "vlm": lambda seed, folder: make_vlm.train_vlm(make_vlm.Recipe(), seed, folder),
 }
@@ -38,15 +39,19 @@ STEPS, GUIDANCE = 20, 3.0  # how the quality of the miniature Stable Diffusion i
 
 @torch.no_grad()
 def sample(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     texts: Sequence[str],
     seed: int = 0,
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     batch_size: int = 64,
+    **options: Any,
 ) -> list[Image.Image]:
-    """One image per prompt; image i starts from the i-th noise of the seed, whatever the batch size."""
+    """One image per prompt; image i starts from the i-th noise of the seed, whatever the batch size.
+
+    options: what else the pipeline is told.
+    """
     noise = torch.randn(len(texts), 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
@@ -56,27 +61,37 @@ def sample(
             latents=noise[start : start + batch_size],
             num_inference_steps=steps,
             guidance_scale=guidance,
+            **options,
         ).images
     return images
 
 
+def sd_quality(folder: Path) -> dict[str, float]:
+    """What is noted of the miniature Stable Diffusion."""
+    return quality_of(StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32))
+
+
 def turbo_quality(folder: Path) -> dict[str, float]:
     """The same of the few-step model, without guidance, in its own number of steps."""
-    return sd_quality(assembled(folder, folder.parent / "sd"), steps=TURBO_STEPS, guidance=0.0)
+    pipeline = StableDiffusionPipeline.from_pretrained(assembled(folder, folder.parent / "sd"), dtype=torch.float32)
+    return quality_of(pipeline, steps=TURBO_STEPS, guidance=0.0)
 
 
-def sd_quality(
-    folder: str | Path, seed: int = 0, repeats: int = 2, *, steps: int = STEPS, guidance: float = GUIDANCE
-) -> dict[str, float]:
+def flow_quality(folder: Path) -> dict[str, float]:
+    """The same of the miniature Stable Diffusion 3."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32, **make_flow.NO_T5)
+    return quality_of(pipeline, max_sequence_length=make_flow.SEQUENCE_LENGTH)
+
+
+def quality_of(pipeline: DiffusionPipeline, seed: int = 0, repeats: int = 2, **how: Any) -> dict[str, float]:
     """Mean taste of samples for every held-out prompt, its spread over seeds, the autoencoder's PSNR, and the speed.
 
     "semantic_right" is the share of samples that answer the prompt almost fully (semantic part of at least .9).
-    "images_per_second" is for batches of 64 in fp32 on this machine's threads.
+    "images_per_second" is for batches of 64 in fp32 on this machine's threads. how: keywords of `sample`.
     """
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     texts = prompts("held_out")
     start = time.perf_counter()
-    rounds = [sample(pipeline, texts, seed + index, steps=steps, guidance=guidance) for index in range(repeats)]
+    rounds = [sample(pipeline, texts, seed + index, **how) for index in range(repeats)]
     speed = repeats * len(texts) / (time.perf_counter() - start)
     scores = [[taste(text, image) for text, image in zip(texts, images, strict=True)] for images in rounds]
     parts = {
@@ -90,7 +105,7 @@ def sd_quality(
 
 
 @torch.no_grad()
-def vae_psnr(pipeline: StableDiffusionPipeline, seed: int = 0, count: int = 256) -> float:
+def vae_psnr(pipeline: Any, seed: int = 0, count: int = 256) -> float:
     """Peak signal-to-noise ratio, in dB, of scenes of held-out prompts after the autoencoder."""
     rng = np.random.default_rng([seed, 3])
     scenes = [sample_scene(rng, prompts("held_out")[index % len(prompts("held_out"))]) for index in range(count)]
@@ -113,7 +128,7 @@ def grid(images: Sequence[Image.Image], columns: int = 8, zoom: int = 4) -> Imag
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m palate.toy.make_models", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=ROOT, help="folder that gets sd/, turbo/, clip/, vlm/ and quality.json"
+        "--out", type=Path, default=ROOT, help="folder that gets sd/, turbo/, flow/, clip/, vlm/ and quality.json"
     )
     parser.add_argument("--only", choices=TRAINED, help="train one of the models alone")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes, initial weights and training noise")
@@ -125,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured: dict[str, Callable[[Path], dict[str, float]]] = {
         "sd": sd_quality,
         "turbo": turbo_quality,
+        "flow": flow_quality,
         "clip": make_clip.retrieval_accuracy,
         "vlm": make_vlm.vlm_quality,
     }

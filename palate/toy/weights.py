@@ -10,14 +10,16 @@ ROOT = Path(__file__).parent / "weights"
 MODELS = {
     "sd": "a Stable Diffusion pipeline folder",
     "turbo": "an adapter that makes it draw in 1 to 4 steps",
+    "flow": "a Stable Diffusion 3 pipeline folder",
     "clip": "an open_clip folder, for 'local-dir:' names",
     "vlm": "a vision-language model in LLaVA's layout",
 }
 
 
 def toy_path(name: str) -> Path:
-    """The folder of a miniature model: "sd" and "turbo" for `StableDiffusionPipeline`, "clip" for open_clip,
-    "vlm" for `AutoModelForImageTextToText`. All are shipped whole but "turbo", which `palate.toy.turbo` puts together.
+    """The folder of a miniature model: "sd" and "turbo" for `StableDiffusionPipeline`, "flow" for
+    `StableDiffusion3Pipeline`, "clip" for open_clip, "vlm" for `AutoModelForImageTextToText`. All are shipped whole but
+    "turbo", which `palate.toy.turbo` puts together.
 
     Raises UserError for another name, or where the weights were left out of an installation.
     """

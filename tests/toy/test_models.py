@@ -14,12 +14,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from palate.errors import UserError
-from palate.toy import make_clip, make_sd
+from palate.toy import make_clip, make_flow, make_sd
 from palate.toy.grammar import prompts
+from palate.toy.make_flow import SEQUENCE_LENGTH
 from palate.toy.make_models import sample, vae_psnr
 from palate.toy.taste import taste
 from palate.toy.tokens import LENGTH, make_tokenizer
 from palate.toy.weights import ROOT, toy_path
+from t2i.sample import load_pipeline
 
 
 def noted(name: str) -> dict[str, float]:
@@ -47,15 +49,18 @@ def test_every_word_is_one_token() -> None:
         assert len(tokenizer.tokenize(prompt)) == len(prompt.split()) <= LENGTH - 2
 
 
-def test_samples_reach_the_noted_taste(pipeline: StableDiffusionPipeline) -> None:
+@pytest.mark.parametrize(("name", "options"), [("sd", {}), ("flow", {"max_sequence_length": SEQUENCE_LENGTH})])
+def test_samples_reach_the_noted_taste(name: str, options: dict[str, int]) -> None:
     """48 samples for held-out prompts: the mean lies within four standard errors of what was noted."""
+    pipeline = load_pipeline(str(toy_path(name)), device="cpu")
     texts = prompts("held_out")[::6][:48]
-    scores = [taste(text, image) for text, image in zip(texts, sample(pipeline, texts, seed=0), strict=True)]
+    images = sample(pipeline, texts, seed=0, **options)
+    scores = [taste(text, image) for text, image in zip(texts, images, strict=True)]
     for part in ("semantic", "visual", "total"):
         mean = float(np.mean([getattr(score, part) for score in scores]))
-        error = noted("sd")[f"{part}_std"] / np.sqrt(len(texts))
-        print(f"{part}: {mean:.3f}, noted {noted('sd')[f'{part}_mean']:.3f}, standard error {error:.3f}")
-        assert mean == pytest.approx(noted("sd")[f"{part}_mean"], abs=4 * error)
+        error = noted(name)[f"{part}_std"] / np.sqrt(len(texts))
+        print(f"{part}: {mean:.3f}, noted {noted(name)[f'{part}_mean']:.3f}, standard error {error:.3f}")
+        assert mean == pytest.approx(noted(name)[f"{part}_mean"], abs=4 * error)
 
 
 def test_prompts_are_heard(pipeline: StableDiffusionPipeline) -> None:
@@ -108,6 +113,21 @@ def test_training_from_nothing_is_a_function_of_the_seed(tmp_path: Path) -> None
         assert not all(torch.equal(one[name], other[name]) for name in one)
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "0", dtype=torch.float32)
     assert len(sample(loaded, ["a red circle"], steps=2)) == 1
+
+
+def test_the_miniature_flow_trains(tmp_path: Path) -> None:
+    """A few steps of the shipped recipe: equal weights for equal seeds, a folder that diffusers loads."""
+    recipe = make_flow.Recipe(scenes=24, steps=2, batch=4)
+    first, second, third = (
+        make_flow.train_flow(recipe, seed, tmp_path / str(index), toy_path("sd"))
+        for index, seed in enumerate((0, 0, 1))
+    )
+    for part in ("transformer", "text_encoder", "text_encoder_2"):
+        one, same, other = (getattr(made, part).state_dict() for made in (first, second, third))
+        assert all(torch.equal(one[name], same[name]) for name in one)
+        assert not all(torch.equal(one[name], other[name]) for name in one)
+    loaded = load_pipeline(str(tmp_path / "0"), device="cpu")
+    assert len(sample(loaded, ["a red circle"], steps=2, max_sequence_length=SEQUENCE_LENGTH)) == 1
 
 
 def test_the_miniature_clip_trains(tmp_path: Path) -> None:
