@@ -26,7 +26,7 @@ def test_claims_by_hand() -> None:
     assert failed({TRIAL.name: [result(45), result(90)]}, [0, 1]) == []
     bad = failed({TRIAL.name: [result(45), result(44)]}, [0, 1])
     assert bad == [f"seed 1: {claim.words}" for claim in CLAIMS]
-    assert "on new prompts the learned scorer reaches at least 90% of the hidden taste's accuracy" in bad[1]
+    assert "on new prompts the learned scorer reaches at least 90 % of the hidden taste's accuracy" in bad[1]
 
 
 def test_the_section_has_every_test_and_seed() -> None:
