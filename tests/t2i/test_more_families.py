@@ -17,6 +17,7 @@ from t2i.families.flux import Flux, pack, positions, unpack
 from t2i.families.sana import Sana
 from t2i.families.sd3 import StableDiffusion3
 from t2i.families.sdxl import StableDiffusionXL
+from t2i.sample import load_pipeline
 from tests.t2i.runs import checkpoint_state, run_in_process
 from tests.t2i.tiny_pipelines import TINY, tiny_flux, tiny_sana, tiny_sd3, tiny_sdxl
 from tests.tiny import PROMPTS
@@ -79,6 +80,18 @@ def test_sd3_conditioning_equals_the_pipeline_s(t5: bool, own: dict[str, int]) -
     mine = encoded(with_length(StableDiffusion3(pipeline), **own))
     torch.testing.assert_close(mine["encoder_hidden_states"], states)
     torch.testing.assert_close(mine["pooled_projections"], pooled)
+
+
+@torch.no_grad()
+def test_an_sd3_that_was_saved_without_t5_loads(tmp_path: Path) -> None:
+    """diffusers must be told of parts that are missing; the family and sampling are loaded as any other."""
+    kept = encoded(StableDiffusion3(tiny_sd3(t5=False)))
+    tiny_sd3(t5=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="text_encoder_3"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+    for name, tensor in encoded(load_family(str(tmp_path))).items():
+        torch.testing.assert_close(tensor, kept[name])
+    assert load_pipeline(str(tmp_path), device="cpu").text_encoder_3 is None
 
 
 @pytest.mark.parametrize("own", LENGTHS)
