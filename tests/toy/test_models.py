@@ -38,6 +38,11 @@ def test_all_toy_models_together_stay_small() -> None:
     assert sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file()) <= 20e6
 
 
+def test_no_configuration_names_a_place_of_the_machine_that_trained_it() -> None:
+    named = [json.loads(file.read_text()).get("_name_or_path", "") for file in ROOT.rglob("*config.json")]
+    assert len(named) >= 8 and not any("/" in name for name in named)
+
+
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'clip'"):
         toy_path("clp")
