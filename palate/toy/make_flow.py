@@ -9,9 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from diffusers.training_utils import EMAModel
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from palate.toy import make_sd
@@ -114,12 +112,8 @@ def train_flow(recipe: Recipe, seed: int, folder: Path, sd: Path) -> StableDiffu
     empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids)
     trained = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2)
     learned = [parameter for part in trained for parameter in part.train().parameters()]
-    averages = EMAModel(learned, decay=recipe.ema_decay, use_ema_warmup=True, power=0.8)
-    optimizer = torch.optim.AdamW(learned, lr=recipe.lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, make_sd.warm_then_cosine(recipe.steps))
-    bar = tqdm(range(recipe.steps), desc="transformer", unit="step")
-    running = 1.0
-    for _ in bar:
+
+    def loss() -> Tensor:
         rows = torch.randint(len(means), (recipe.batch,))
         latents = (means[rows] + stds[rows] * torch.randn_like(stds[rows])) * vae.config.scaling_factor
         noise = torch.randn_like(latents)
@@ -129,16 +123,9 @@ def train_flow(recipe: Recipe, seed: int, folder: Path, sd: Path) -> StableDiffu
         zeros = 64 if torch.rand(()) < recipe.many_zeros else SEQUENCE_LENGTH
         noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1))
         velocity = pipeline.transformer(noisy, timestep=1000 * sigma, **_conditioning(pipeline, tokens, zeros)).sample
-        loss = F.mse_loss(velocity, noise - latents)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        averages.step(learned)
-        running += 0.02 * (loss.item() - running)
-        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-    averages.copy_to(learned)
+        return F.mse_loss(velocity, noise - latents)
+
+    make_sd.fit(learned, loss, steps=recipe.steps, lr=recipe.lr, ema_decay=recipe.ema_decay, title="transformer")
     for part in trained:
         part.eval()
     pipeline.to(torch.float16)

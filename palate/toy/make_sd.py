@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -118,6 +118,28 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
+def fit(
+    learned: list[nn.Parameter], loss: Callable[[], Tensor], *, steps: int, lr: float, ema_decay: float, title: str
+) -> None:
+    """Minimise what `loss` draws and computes at each step, in place; the parameters end as their running averages."""
+    averages = EMAModel(learned, decay=ema_decay, use_ema_warmup=True, power=0.8)
+    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_then_cosine(steps))
+    bar = tqdm(range(steps), desc=title, unit="step")
+    running = 1.0
+    for _ in bar:
+        value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        averages.step(learned)
+        running += 0.02 * (value.item() - running)
+        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+    averages.copy_to(learned)
+
+
 def train_sd(recipe: Recipe, seed: int, folder: str, vae: AutoencoderKL | None = None) -> StableDiffusionPipeline:
     """Train everything (or all but a given autoencoder), save the pipeline in fp16, and return it in fp32."""
     images, captions = make_scenes(recipe, seed)
@@ -154,12 +176,8 @@ def train_sd(recipe: Recipe, seed: int, folder: str, vae: AutoencoderKL | None =
         prediction_type="epsilon",
     )
     learned = [*unet.parameters(), *text_encoder.parameters()]
-    averages = EMAModel(learned, decay=recipe.ema_decay, use_ema_warmup=True, power=0.8)
-    optimizer = torch.optim.AdamW(learned, lr=recipe.unet_lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_then_cosine(recipe.unet_steps))
-    bar = tqdm(range(recipe.unet_steps), desc="unet", unit="step")
-    running = 1.0
-    for _ in bar:
+
+    def loss() -> Tensor:
         rows = torch.randint(len(means), (recipe.unet_batch,))
         latents = (means[rows] + stds[rows] * torch.randn_like(stds[rows])) * vae.config.scaling_factor
         noise = torch.randn_like(latents)
@@ -167,16 +185,9 @@ def train_sd(recipe: Recipe, seed: int, folder: str, vae: AutoencoderKL | None =
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         dropped = torch.rand(len(rows), 1) < recipe.caption_dropout
         hidden = text_encoder(torch.where(dropped, empty, ids[rows])).last_hidden_state
-        loss = F.mse_loss(unet(noisy, timesteps, hidden).sample, noise)  # fp32: bf16 autocast trained slower here
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        averages.step(learned)
-        running += 0.02 * (loss.item() - running)
-        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-    averages.copy_to(learned)
+        return F.mse_loss(unet(noisy, timesteps, hidden).sample, noise)  # fp32: bf16 autocast trained slower here
+
+    fit(learned, loss, steps=recipe.unet_steps, lr=recipe.unet_lr, ema_decay=recipe.ema_decay, title="unet")
     pipeline = StableDiffusionPipeline(
         vae=vae.eval(),
         text_encoder=text_encoder.eval(),
