@@ -115,6 +115,24 @@ def test_pairs_get_both_sides_and_the_agreement(scenes, tmp_path, capsys) -> Non
     assert agreement > 80
 
 
+def test_every_picture_of_pairs_is_decoded_once(scenes, tmp_path, monkeypatch) -> None:
+    """Two scorers that share a decode, over pairs of pictures that no other pair has."""
+    images = [Media.image(image) for _, image in scenes]
+    pairs = [Pair(scenes[k][0], images[k], images[k + 1]) for k in range(0, len(images) - 1, 2)]
+    write_pairs(pairs, tmp_path / "pairs.parquet")
+    calls: list[str] = []
+    plain = Media.decode
+
+    def decode(self: Media) -> Image.Image:
+        calls.append(self.id)
+        return plain(self)
+
+    monkeypatch.setattr(Media, "decode", decode)
+    names = ["--scorer", "toy-semantic", "--scorer", "toy-visual"]
+    main([*names, "--data", str(tmp_path / "pairs.parquet"), "--out", str(tmp_path / "scores.parquet")])
+    assert sorted(calls) == sorted({media.id for pair in pairs for media in (pair.chosen, pair.rejected)})
+
+
 def test_a_stopped_run_goes_on(folder, scenes, tmp_path, monkeypatch, capsys) -> None:
     """12 rows in chunks of 4. Killed in the second chunk, the first is kept; the second run scores the other 8 and no
     more, and the table is that of a run that never stopped."""
