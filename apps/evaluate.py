@@ -89,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
         f"{len(prompt_set.prompts)} prompts, {args.per_prompt} image{'s' * (args.per_prompt > 1)} each from seed "
         f"{args.seed}, {args.steps} steps, guidance {args.guidance:g}"
     )
+    if args.max_sequence_length:
+        settings += f", {args.max_sequence_length} tokens of long text"
     made_by = {"prompts": prompt_set.source, "drawn": settings, "tie": f"differs by at most {args.tie:g}"}
     report = comparison_report(comparison, args.model, base, provenance=made_by)
     path = write_report(args.out / "report.html", report)

@@ -31,6 +31,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=4, help="denoising steps (default: 4)")
     parser.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance scale (default: 0)")
     parser.add_argument("--side", type=int, help="side of the samples in pixels (default: the model's)")
+    parser.add_argument(
+        "--max-sequence-length",
+        type=int,
+        default=0,
+        help="tokens of the long text (SD3, FLUX.1, Sana; default: the model's)",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="images per forward (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the best there is)")
     args = parser.parse_args(list(argv))
@@ -48,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
     check_model(args.model)
     targets, bad = read_targets(args.data, args.limit)
     how = {"steps": args.steps, "guidance": args.guidance, "batch_size": args.batch_size, "side": args.side}
+    if args.max_sequence_length:
+        how["max_sequence_length"] = args.max_sequence_length
     count = pair_with_own_samples(
         targets, args.model, args.out, per_image=args.per_image, seed=args.seed, how=how, device=args.device
     )

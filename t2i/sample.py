@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from palate.errors import UserError
 from palate.hub import explain_hub_error, split_revision
-from t2i.families import left_out
+from t2i.families import LONGEST_TEXT, left_out
 from t2i.prompt_sets import read_prompt_set
 
 FLAGGED = "flagged"
@@ -107,6 +107,10 @@ def generate(
     if max_sequence_length:
         if "max_sequence_length" not in signature(pipeline.__call__).parameters:
             raise UserError(f"{type(pipeline).__name__} takes no max_sequence_length: leave it out.")
+        if max_sequence_length > LONGEST_TEXT:
+            raise UserError(
+                f"max_sequence_length {max_sequence_length}: the pipelines draw with at most {LONGEST_TEXT}."
+            )
         own["max_sequence_length"] = max_sequence_length
     with tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="image") as bar:
         for begin in range(0, len(prompts), batch_size):

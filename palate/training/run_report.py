@@ -258,12 +258,15 @@ def _steps(out: Path, run: RunRecord) -> list[Step]:
         again = f"palate train {run.room} --config {config} --out {gentler} --optim.lr {rate:.2g}"
         return [Step(words, again)]
     if run.room == "t2i":
+        length = run.setting("model", "max_sequence_length")
+        long = f" --max-sequence-length {length}" if length else ""
         steps = [
             Step(
                 "Compare with the base at equal seeds, under a scorer that did not choose the pairs",
-                f"palate eval --model {model} --prompts prompts.txt --scorer pickscore --per-prompt 4 --out {where}/eval",
+                f"palate eval --model {model} --prompts prompts.txt --scorer pickscore --per-prompt 4{long} "
+                f"--out {where}/eval",
             ),
-            Step("Draw", f"palate sample --model {model} --prompt 'a prompt' --out {where}/drawn"),
+            Step("Draw", f"palate sample --model {model} --prompt 'a prompt'{long} --out {where}/drawn"),
         ]
     elif run.room == "vlm":
         steps = [

@@ -158,7 +158,8 @@ class RecordSource(Generic[Record]):
         if self.config.held_out and not held:
             lines.append(
                 f"Careful: --data.held_out {self.config.held_out:g} of these {self.group_noun} is none within "
-                f"--data.held_out_limit {self.config.held_out_limit}, so that nothing is measured: raise one of them."
+                f"--data.held_out_limit {self.config.held_out_limit}, or all records share one, so that nothing is measured"
+                ": raise one of them, or give --data.held_out_path."
             )
         if self.shared:
             lines.append(

@@ -54,6 +54,10 @@ FAMILIES: dict[str, Callable[[str, str | None], Family]] = {
 """Pipeline class named in model_index.json -> loader of (path or hub id, revision)."""
 
 
+LONGEST_TEXT = 512
+"""Most tokens of a long text that the pipelines of SD3 and FLUX.1 draw with."""
+
+
 def load_family(source: str, max_sequence_length: int = 0) -> Family:
     """Return the family of a diffusers pipeline: a local folder, or a hub id with an optional `@revision`.
 
@@ -79,6 +83,10 @@ def with_length(family: Family, max_sequence_length: int = 0) -> Family:
         raise UserError(
             "--model.max_sequence_length is for families with a long text encoder (SD3, FLUX.1, Sana), which "
             f"{family.name} has not."
+        )
+    if max_sequence_length > LONGEST_TEXT:
+        raise UserError(
+            f"--model.max_sequence_length {max_sequence_length}: the pipelines draw with at most {LONGEST_TEXT}."
         )
     family.max_sequence_length = max_sequence_length
     return family

@@ -60,7 +60,7 @@ class Sana:
         return {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask, "empty": empty}
 
     def encode_text(self, tokens: Conditioning) -> Conditioning:
-        """Return Gemma's states of the start token and the last places, 300 in all; of the first 300 for an empty prompt."""
+        """Return Gemma's states of the start token and the last places, or of an empty prompt the first, as many as told."""
         mask, count = tokens["attention_mask"], self.max_sequence_length
         states = self.pipeline.text_encoder(tokens["input_ids"], attention_mask=mask)[0]
         prompt, first = (

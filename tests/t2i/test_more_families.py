@@ -124,6 +124,8 @@ def test_sana_conditioning_equals_the_pipeline_s(own: dict[str, int]) -> None:
 def test_a_length_is_refused_where_there_is_no_long_text() -> None:
     with pytest.raises(UserError, match="which sdxl has not"):
         with_length(StableDiffusionXL(tiny_sdxl()), 77)
+    with pytest.raises(UserError, match="600: the pipelines draw with at most 512"):
+        with_length(StableDiffusion3(tiny_sd3()), 600)
 
 
 @torch.no_grad()

@@ -69,7 +69,10 @@ def test_a_run_that_holds_nothing_out_says_so(small: dict[str, Any], tmp_path: P
     """A share that no prompt is in, and a limit that the two pairs of a prompt do not fit in; 0 is what is asked for."""
     path = parquet(tmp_path / "a.parquet", many_prompts(10))
     source = ImageSource(DataConfig(path=path, **{"held_out": 0.5, **small}))
-    assert source.held_out is None and "so that nothing is measured: raise one of them" in source.summary()
+    assert (
+        source.held_out is None
+        and "so that nothing is measured: raise one of them, or give --data.held_out_path" in source.summary()
+    )
     assert "nothing is measured" not in ImageSource(DataConfig(path=path, held_out=0)).summary()
     assert "nothing is measured" not in ImageSource(DataConfig(path=path, held_out=0.5)).summary()
 
